@@ -1,0 +1,145 @@
+"""One round of Algorithms 1 and 2 against autograd written by hand, in double precision: each network moves, only by its own gradient."""
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+
+from integrated_cell import conditional, reference
+
+LR, GAMMA_ENC, GAMMA_DEC, SHAPE = .1, .3, .2, (4, 6, 8)
+
+
+@pytest.fixture
+def fabric(): return Fabric(accelerator="cpu", precision="64-true")
+
+
+@pytest.fixture(autouse=True)
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def H(p, v): return -(v*torch.log(p) + (1 - v)*torch.log(1 - p)).mean()
+def log_softmax_at(u, y): return (u - torch.logsumexp(u, 1, keepdim=True))[torch.arange(len(u)), y]
+def descended(net, loss):
+    "What plain descent of `loss` makes of the parameters of `net`"
+    return [p - LR*g for p, g in zip(net.parameters(), torch.autograd.grad(loss, list(net.parameters()), retain_graph=True))]
+def put(net, values):
+    with torch.no_grad():
+        for p, v in zip(net.parameters(), values, strict=True): p.copy_(v)
+
+
+def one_step(model, step, batch, fabric, only=None):
+    "The model after `step`; with `only`, all learning rates but one are zero"
+    model = copy.deepcopy(model)
+    names = [n for n, net in model.named_children() if any(p.requires_grad for p in net.parameters())]
+    nets = {n: fabric.setup_module(getattr(model, n)) for n in names}
+    opts = {n: fabric.setup_optimizers(torch.optim.SGD(getattr(model, n).parameters(), LR if only in (None, n) else 0.)) for n in names}
+    torch.manual_seed(1)
+    if isinstance(model, conditional.Conditional): step = partial(step, enc_r=model.enc_r)
+    losses = step(nets, opts, batch, fabric, gamma_enc=GAMMA_ENC, gamma_dec=GAMMA_DEC)
+    return model, losses
+
+
+def same(net, values): return all(torch.allclose(p, v, rtol=0, atol=1e-10) for p, v in zip(net.parameters(), values, strict=True))
+def moved(a, b): return {n for n, net in a.named_children() if any((p != q).any() for p, q in zip(net.parameters(), getattr(b, n).parameters()))}
+
+
+def batch(k=3, n=5):
+    g = torch.Generator().manual_seed(2)
+    return dict(x=torch.rand(n, 3, *SHAPE, generator=g), y=torch.tensor([0, 1, 2, 1, 0]))
+
+
+def test_algorithm_1(fabric):
+    torch.manual_seed(0)
+    model = reference.Reference(SHAPE, n_latent=4, width=1/64, noise=0.)
+    b = batch()
+    after, losses = one_step(model, reference.step, b, fabric)
+    m = copy.deepcopy(model)
+    torch.manual_seed(1)
+    x = b["x"][:, [0, 2]]
+    z = m.enc_r(x); z_gen = torch.randn_like(z)
+    x_hat, x_gen = torch.sigmoid(m.dec_r(z)), torch.sigmoid(m.dec_r(z_gen))
+    D = lambda net, u: torch.sigmoid(net(u))
+    new = {}
+    loss_enc_d = H(D(m.enc_d_r, z_gen), 0.) + H(D(m.enc_d_r, z), 1.)
+    new["enc_d_r"] = descended(m.enc_d_r, loss_enc_d)
+    loss_dec_d = H(D(m.dec_d_r, x), 1.) + (H(D(m.dec_d_r, x_hat), 0.) + H(D(m.dec_d_r, x_gen), 0.))/2
+    new["dec_d_r"] = descended(m.dec_d_r, loss_dec_d)
+    judges = copy.deepcopy(m)
+    put(judges.enc_d_r, new["enc_d_r"]); put(judges.dec_d_r, new["dec_d_r"])
+    loss_x = H(x_hat, x)
+    fool_enc, fool_dec = H(D(judges.enc_d_r, z), 0.), H(D(judges.dec_d_r, x_hat), 1.) + H(D(judges.dec_d_r, x_gen), 1.)
+    new["enc_r"] = descended(m.enc_r, loss_x + GAMMA_ENC*fool_enc)
+    new["dec_r"] = descended(m.dec_r, loss_x + GAMMA_DEC*fool_dec)
+    for name, values in new.items(): assert same(getattr(after, name), values), name
+    for name, value in dict(loss_x_r=loss_x, loss_enc_d_r=loss_enc_d, loss_dec_d_r=loss_dec_d, loss_enc_r=fool_enc, loss_dec_r=fool_dec).items():
+        assert torch.isclose(losses[name], value, atol=1e-10), name
+
+
+def test_algorithm_2(fabric):
+    torch.manual_seed(0)
+    model = conditional.Conditional(SHAPE, ["a", "b", "c"], 4, 3, width=1/64, noise=0.)
+    b, k = batch(), 3
+    after, losses = one_step(model, conditional.step, b, fabric)
+    m = copy.deepcopy(model)
+    torch.manual_seed(1)
+    x, y = b["x"], b["y"]
+    z_r = m.enc_r(x[:, [0, 2]]).detach()
+    z_r_hat, u, z_s = m.enc_rs(x)
+    z_r_gen, z_s_gen, y_gen = torch.randn_like(z_r_hat), torch.randn_like(z_s), y[torch.randperm(len(y))]
+    x_hat = torch.sigmoid(m.dec_rs(z_r_hat, torch.exp(u)/torch.exp(u).sum(1, keepdim=True), z_s))
+    x_gen = torch.sigmoid(m.dec_rs(z_r_gen, torch.eye(k)[y_gen], z_s_gen))
+    gen = torch.full_like(y, k)
+    NLL = lambda net, v, c: -log_softmax_at(net(v), c).mean()
+    new = {}
+    loss_enc_d = NLL(m.enc_d_s, z_s_gen, gen) + NLL(m.enc_d_s, z_s, y)
+    new["enc_d_s"] = descended(m.enc_d_s, loss_enc_d)
+    loss_dec_d = NLL(m.dec_d_rs, x, y) + (NLL(m.dec_d_rs, x_hat, gen) + NLL(m.dec_d_rs, x_gen, gen))/2
+    new["dec_d_rs"] = descended(m.dec_d_rs, loss_dec_d)
+    judges = copy.deepcopy(m)
+    put(judges.enc_d_s, new["enc_d_s"]); put(judges.dec_d_rs, new["dec_d_rs"])
+    loss_x, loss_z, loss_y = H(x_hat, x), ((z_r - z_r_hat)**2).mean(), -log_softmax_at(u, y).mean()
+    fool_enc = NLL(judges.enc_d_s, z_s, gen)
+    fool_dec = NLL(judges.dec_d_rs, x_hat, y) + NLL(judges.dec_d_rs, x_gen, y_gen)
+    new["enc_rs"] = descended(m.enc_rs, loss_x + loss_z + loss_y + GAMMA_ENC*fool_enc)
+    new["dec_rs"] = descended(m.dec_rs, loss_x + GAMMA_DEC*fool_dec)
+    for name, values in new.items(): assert same(getattr(after, name), values), name
+    want = dict(loss_x_rs=loss_x, loss_z_r=loss_z, loss_y=loss_y, loss_enc_d_s=loss_enc_d, loss_dec_d_rs=loss_dec_d, loss_enc_s=fool_enc, loss_dec_rs=fool_dec)
+    for name, value in want.items(): assert torch.isclose(losses[name], value, atol=1e-10), name
+
+
+MODELS = [(lambda: reference.Reference(SHAPE, 4, 1/64), reference.step), (lambda: conditional.Conditional(SHAPE, ["a", "b", "c"], 4, 3, 1/64), conditional.step)]
+
+
+@pytest.mark.parametrize("make, step", MODELS)
+def test_each_part_moves_its_own_network_only(make, step, fabric):
+    torch.manual_seed(0)
+    model = make()
+    names = {n for n, net in model.named_children() if any(p.requires_grad for p in net.parameters())}
+    assert moved(model, one_step(model, step, batch(), fabric)[0]) == names
+    for name in names: assert moved(model, one_step(model, step, batch(), fabric, only=name)[0]) == {name}
+
+
+def test_the_image_adversary_never_reaches_the_encoder(fabric):
+    "Whatever gamma_dec is, Enc moves alike (section 2.3, first strategy)"
+    torch.manual_seed(0)
+    for make, step in MODELS:
+        model = make()
+        moved_to = []
+        for gamma in (0., 100.):
+            m = copy.deepcopy(model)
+            names = [n for n, net in m.named_children() if any(p.requires_grad for p in net.parameters())]
+            nets = {n: fabric.setup_module(getattr(m, n)) for n in names}
+            opts = {n: fabric.setup_optimizers(torch.optim.SGD(getattr(m, n).parameters(), LR)) for n in names}
+            torch.manual_seed(1)
+            extra = dict(enc_r=m.enc_r) if "enc_rs" in names else {}
+            step(nets, opts, batch(), fabric, gamma_dec=gamma, **extra)
+            enc, dec = ("enc_rs", "dec_rs") if extra else ("enc_r", "dec_r")
+            moved_to.append((torch.cat([p.flatten() for p in getattr(m, enc).parameters()]), torch.cat([p.flatten() for p in getattr(m, dec).parameters()])))
+        (enc_0, dec_0), (enc_1, dec_1) = moved_to
+        assert torch.equal(enc_0, enc_1) and not torch.equal(dec_0, dec_1)
