@@ -86,7 +86,7 @@ def step(
 ) -> dict[str, Tensor]:  # named losses, 0-d
     "One round of Algorithm 2, with eqs 17 and 18 as descent"
     enc_rs, dec_rs, x, y = nets["enc_rs"], nets["dec_rs"], batch["x"], batch["y"]
-    with torch.no_grad(), fabric.autocast(): z_r = enc_r(x[:, CHANNELS_R]).float()
+    with torch.no_grad(), fabric.autocast(): z_r = enc_r(x[:, CHANNELS_R]).to(x.dtype)
     z_r_hat, y_hat, z_s = enc_rs(x)
     k, codes = y_hat.shape[1], (z_r_hat, F.softmax(y_hat, 1), z_s)
     codes_dec = [c.detach().requires_grad_() for c in codes]  # what DecD says about x_hat stops here

@@ -7,6 +7,8 @@ __all__ = ['CONV', 'CONV_T', 'NORM', 'CHANNELS', 'CHANNELS_D', 'FC_D', 'sides', 
            'DecD']
 
 # %% ../nbs/08_networks.ipynb #1c23221c
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +64,7 @@ class Enc(nn.Module):
         c = [n_channels, *widths(CHANNELS, len(levels) - 1, width)]
         self.shape, self.n_channels = levels[0], n_channels
         self.convs = nn.Sequential(*[nn.Sequential(CONV[n_dims](i, o, 4, 2, 1), NORM[n_dims](o), nn.PReLU()) for i, o in zip(c, c[1:])])
-        n_flat = c[-1]*int(torch.tensor(levels[-1]).prod())
+        n_flat = c[-1]*math.prod(levels[-1])
         self.heads = nn.ModuleList(nn.Linear(n_flat, n) for n in n_out)
         init_weights(self)
 
@@ -88,7 +90,7 @@ class Dec(nn.Module):
         n_dims, levels = len(shape), sides(shape)[::-1]
         c = [*widths(CHANNELS, len(levels) - 1, width)[::-1], n_channels]
         self.seed = (c[0], *levels[0])
-        n_seed = int(torch.tensor(self.seed).prod())
+        n_seed = math.prod(self.seed)
         self.fc = nn.Linear(n_in, n_seed)
         self.norm = nn.Sequential(NORM[n_dims](c[0]), nn.PReLU())
         odd = [tuple(b - 2*a for a, b in zip(small, large)) for small, large in zip(levels, levels[1:])]
@@ -136,7 +138,7 @@ class DecD(nn.Module):
         norm = [NORM[n_dims](o) if i or norm_first else nn.Identity() for i, o in enumerate(c[1:])]
         self.noise = noise
         self.convs = nn.Sequential(*[nn.Sequential(CONV[n_dims](i, o, 4, 2, 1), m, nn.LeakyReLU(.2)) for i, o, m in zip(c, c[1:], norm)])
-        self.fc = nn.Linear(c[-1]*int(torch.tensor(levels[n_convs]).prod()), n_out)
+        self.fc = nn.Linear(c[-1]*math.prod(levels[n_convs]), n_out)
         init_weights(self)
 
     def forward(self,

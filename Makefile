@@ -1,0 +1,42 @@
+# Short names for long commands. `make help` explains them.
+CONFIG ?= quick
+CORES  ?= 2
+PYTHON ?= python3.11
+PIP    ?=
+BIN    := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help env book test bench read publish clean
+
+help: ## this list
+	@echo "make TARGET [CONFIG=quick|real|truth|paper] [CORES=2]"
+	@sed -n 's/^\([a-z]*\):.*## /  \1@/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-10s %s\n", $$1, $$2}'
+
+env: .venv/ready ## set up .venv with the versions of constraints.txt (PIP="--index-url ..." for another source)
+
+.venv/ready: settings.ini setup.py constraints.txt
+	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name it with PYTHON=..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP) -c constraints.txt -e ".[dev,book,workflow]"
+	@touch $@
+
+book: env ## run a config's chapters, those that changed, and build its book; prints where it stands
+	@snakemake --quiet all --cores $(CORES) --rerun-incomplete --config run=$(CONFIG)
+	@echo results/$(CONFIG)/book/index.html
+
+test: env ## all tests: the lesson cells of the library notebooks, then tests/
+	nbdev_test --path nbs --n_workers $(CORES)
+	pytest -q tests
+
+bench: env ## the benchmarks, each with its numbers (never timed tests)
+	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+read: env ## build the book of the kept chapters (book/published) without executing anything
+	@integrated-cell read
+
+publish: env ## keep the finished chapters of a config in book/published, with their numbers and commit
+	@integrated-cell publish --config config/$(CONFIG).yaml
+
+clean: ## remove .venv and what tools left behind; results/ stays
+	rm -rf .venv .snakemake .pytest_cache .ruff_cache build dist *.egg-info

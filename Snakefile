@@ -1,0 +1,63 @@
+# The order of a run. One rule a chapter, made from the table below; `integrated-cell chapter` is the only caller of papermill.
+#   snakemake --cores 2 --config run=quick        (make book CONFIG=quick says the same)
+# A chapter runs again when its notebook, its block in config/<run>.yaml or a chapter before it changed; an edit of the library
+# alone reruns nothing (delete results/<run>/<chapter>/metrics.json to ask for it). Weights and checkpoints are no declared
+# outputs, so that a training chapter that was stopped goes on where it was.
+import sys
+from pathlib import Path
+
+from integrated_cell.results import BadInput
+from integrated_cell.workflow import parameters, read_config
+
+BEFORE = {
+    "data": [],
+    "gallery": ["data"],
+    "preparation": ["data"],
+    "reference": ["data"],
+    "conditional": ["data", "reference"],
+    "classification": ["conditional"],
+    "integration": ["conditional", "reference"],
+    "cross_validation": ["data"],
+}
+TRAINS = {"data", "reference", "conditional", "cross_validation"}  # these use every core they get
+
+CONFIG = f"config/{config.get('run', 'quick')}.yaml"
+try:
+    run = read_config(CONFIG)
+    for c in run["chapters"]:
+        for b in BEFORE.get(c, ["data"]):
+            if b not in run["chapters"]: raise BadInput(f"{CONFIG}: chapter '{c}' follows from '{b}'; name both under chapters")
+except BadInput as e:
+    print(e, file=sys.stderr)
+    sys.exit(2)
+OUT = f"results/{run['name']}"
+BOOK = [str(p) for p in Path("book").rglob("*") if p.is_file() and "published" not in p.parts and "_build" not in p.parts]
+
+
+rule book:
+    input:
+        [f"{OUT}/{c}/metrics.json" for c in run["chapters"]], BOOK, "nbs/index.ipynb", "CITATION.cff"
+    output:
+        f"{OUT}/book/index.html"
+    params:
+        chapters=run["chapters"]
+    shell:
+        "integrated-cell book --config {CONFIG}"
+
+
+for chapter in run["chapters"]:
+    rule:
+        name:
+            chapter
+        input:
+            f"nbs/experiments/{chapter}.ipynb", [f"{OUT}/{b}/metrics.json" for b in BEFORE.get(chapter, ["data"])]
+        output:
+            f"{OUT}/{chapter}/metrics.json"
+        log:
+            f"{OUT}/{chapter}/notebook.ipynb"
+        params:
+            values=parameters(run, chapter), chapter=chapter
+        threads:
+            workflow.cores if chapter in TRAINS else 1
+        shell:
+            "integrated-cell chapter {params.chapter} --config {CONFIG}"

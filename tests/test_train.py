@@ -1,0 +1,339 @@
+"Training: what a user can do to a run from outside (signals, full disk, foreign files, other settings, two processes)"
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from integrated_cell.results import BadInput
+from integrated_cell.train import fit, load, save
+
+bce = nn.functional.binary_cross_entropy_with_logits
+
+
+class Toy(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.settings = {"width": width}
+        self.gen = nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 1))
+        self.disc = nn.Sequential(nn.Linear(1, width), nn.ReLU(), nn.Linear(width, 1))
+
+
+class Points:
+    def __init__(self, mean=1.): self.mean = mean
+    def __len__(self): return 6
+    def epoch(self, e, start=0):
+        x = torch.randn(48, 1, generator=torch.Generator().manual_seed(e))*.1 + self.mean
+        for b in range(start, 6): yield {"x": x[8*b:8*b + 8]}
+
+
+def step(nets, opts, batch, fabric):
+    "One round of a GAN"
+    x = batch["x"]
+    x_gen = nets["gen"](torch.randn(len(x), 2, device=x.device))
+    real, fake = nets["disc"](x), nets["disc"](x_gen.detach())
+    loss_disc = bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))
+    fabric.backward(loss_disc)
+    opts["disc"].step()
+    fake = nets["disc"](x_gen)
+    loss_gen = bce(fake, torch.ones_like(fake))
+    fabric.backward(loss_gen)
+    opts["gen"].step()
+    return {"loss_disc": loss_disc, "loss_gen": loss_gen}
+
+
+def run(out, n_epochs=2, lr=1e-2, width=4, batches=None, step=step, **kwargs):
+    torch.manual_seed(0)
+    toy = Toy(width)
+    opts = {name: torch.optim.Adam(getattr(toy, name).parameters(), lr) for name in ["gen", "disc"]}
+    return toy, fit(toy, step, opts, batches or Points(), n_epochs, out, **{"accelerator": "cpu", "show": False, **kwargs})
+
+
+def interrupted(at, do):
+    calls = []
+    def interrupted_step(*args):
+        calls.append(1)
+        if len(calls) == at + 1: do()
+        return step(*args)
+    return interrupted_step
+
+
+def counted(calls):
+    def counted_step(*args):
+        calls.append(1)
+        return step(*args)
+    return counted_step
+
+
+def same(a, b): return all(v.equal(w) for v, w in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+def said(e):
+    "The sentence, if it is one"
+    text = str(e.value)
+    assert "\n" not in text and len(text) < 500
+    return text
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    return run(out)[0], out
+
+
+@pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize("at", [0, 5, 8])
+def test_a_signal_saves_and_the_run_goes_on(tmp_path, capsys, whole, number, error, at):
+    with pytest.raises(error): run(tmp_path, step=interrupted(at, lambda: os.kill(os.getpid(), number)))
+    assert "run the same again to go on" in capsys.readouterr().out
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    calls = []
+    toy, history = run(tmp_path, step=counted(calls))
+    assert same(toy, whole[0]) and len(calls) == 12 - at - 1
+    assert pd.read_csv(tmp_path/"history.csv").epoch.tolist() == history.epoch.tolist() == [0, 1]
+
+
+def test_a_finished_run_returns_at_once_and_goes_on_when_asked(tmp_path, whole):
+    toy, history = run(tmp_path)
+    assert {"checkpoint.safetensors", "history.csv", "tensorboard", "model.safetensors", "model.json"} == {p.name for p in tmp_path.iterdir()}
+    stamp = (tmp_path/"checkpoint.safetensors").stat().st_mtime_ns
+    again, same_history = run(tmp_path, step=None)
+    assert same(again, toy) and same_history.equals(history) and (tmp_path/"checkpoint.safetensors").stat().st_mtime_ns == stamp
+    more, _ = run(tmp_path, n_epochs=3)
+    straight, _ = run(tmp_path/"straight", n_epochs=3)
+    assert same(more, straight) and len(list((tmp_path/"tensorboard").glob("events*"))) == 2
+
+
+@pytest.mark.parametrize("change, name", [
+    (dict(lr=1e-3), "Adam gen 0"), (dict(width=5), "width"), (dict(settings={"gamma": 1}), "gamma"), (dict(seed=1), "seed"),
+    (dict(batches=Points(2.)), "first batch"), (dict(n_epochs=1), "2 epochs"), (dict(precision="bf16-mixed"), "precision")])
+def test_other_settings_start_anew_and_keep_the_old(tmp_path, capsys, change, name):
+    run(tmp_path)
+    old = (tmp_path/"checkpoint.safetensors").read_bytes()
+    toy, history = run(tmp_path, **change)
+    out = capsys.readouterr().out
+    assert "starts anew" in out and name in out and out.count("\n") == 1
+    assert (tmp_path/"checkpoint.old.safetensors").read_bytes() == old
+    assert same(toy, run(tmp_path/"fresh", **change)[0]) and len(history) == change.get("n_epochs", 2)
+
+
+def test_loss_that_is_no_number_stops_with_the_last_good_checkpoint(tmp_path, whole):
+    class Broken(Points):
+        def epoch(self, e, start=0):
+            for b, batch in enumerate(super().epoch(e, start), start): yield {"x": batch["x"]*(math.nan if (e, b) == (1, 2) else 1)}
+    run(tmp_path, n_epochs=1)
+    good = (tmp_path/"checkpoint.safetensors").read_bytes()
+    with pytest.raises(BadInput) as e: run(tmp_path, batches=Broken())
+    assert said(e).startswith("loss_disc is nan at epoch 1, batch 2; the last good checkpoint") and "lower the learning rate" in said(e)
+    assert (tmp_path/"checkpoint.safetensors").read_bytes() == good
+    with pytest.raises(BadInput): run(tmp_path, batches=Broken(), save_every_s=0)
+    assert all(v.isfinite().all() for v in load_file(tmp_path/"checkpoint.safetensors").values())
+    assert same(run(tmp_path)[0], whole[0])
+
+
+def test_weight_that_is_no_number_is_never_saved(tmp_path):
+    def poison(nets, opts, batch, fabric):
+        losses = step(nets, opts, batch, fabric)
+        with torch.no_grad(): nets["gen"].module[0].weight[0, 0] = math.nan
+        return losses
+    class One(Points):
+        def __len__(self): return 1
+    with pytest.raises(BadInput) as e: run(tmp_path, batches=One(), step=poison)
+    assert "gen.0.weight is not finite before epoch 1, batch 0; no checkpoint was written yet" in said(e)
+    assert not (tmp_path/"checkpoint.safetensors").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_keeps_the_last_good_checkpoint(tmp_path, whole):
+    def fill(): (tmp_path/f".checkpoint.safetensors.{os.getpid()}.part").symlink_to("/dev/full")
+    with pytest.raises(BadInput) as e: run(tmp_path, step=interrupted(8, fill))
+    assert "disk is full" in said(e)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "history.csv", "tensorboard"]
+    calls = []
+    assert same(run(tmp_path, step=counted(calls))[0], whole[0]) and len(calls) == 6
+
+
+def damage(path, how):
+    data = path.read_bytes()
+    if how == "truncated": path.write_bytes(data[:len(data)//2])
+    if how == "empty": path.write_bytes(b"")
+    if how == "pickle": torch.save({"model": 1}, path)
+    if how == "evil pickle": path.write_bytes(pickle.dumps(Evil(path)))
+    if how == "foreign": save_file({"w": torch.ones(2)}, path)
+
+
+class Evil:
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return (os.remove, (str(self.path),))
+
+
+DAMAGES = ["truncated", "empty", "pickle", "evil pickle", "foreign"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_checkpoint_that_is_not_ours(tmp_path, whole, how):
+    path = tmp_path/"checkpoint.safetensors"
+    path.write_bytes((whole[1]/path.name).read_bytes())
+    damage(path, how)
+    before = path.read_bytes()
+    with pytest.raises(BadInput) as e: run(tmp_path)
+    assert "checkpoint.safetensors is not a checkpoint that integrated_cell wrote" in said(e)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_model_that_is_not_ours(tmp_path, how):
+    save(Toy(), tmp_path)
+    damage(tmp_path/"model.safetensors", how)
+    with pytest.raises(BadInput) as e: load(tmp_path, Toy)
+    assert "model.safetensors is not a model that integrated_cell wrote" in said(e) and (tmp_path/"model.safetensors").exists()
+
+
+@pytest.mark.parametrize("text, sentence", [
+    (None, "model.json is missing"), ("", "not a model description"), ("[1]", "not a model description"), ('{"model": "Toy"}', "not a model description"),
+    ('{"model": "Other", "settings": {}}', "of class Other, not Toy"), ('{"model": "Toy", "settings": {"depth": 3}}', "no Toy can be built"),
+    ('{"model": "Toy", "settings": {"width": 9}}', r"gen.0.weight is (4, 2) in the file and (9, 2) in the model")])
+def test_model_description_that_is_not_ours(tmp_path, text, sentence):
+    save(Toy(), tmp_path)
+    about = tmp_path/"model.json"
+    about.unlink() if text is None else about.write_text(text)
+    with pytest.raises(BadInput) as e: load(tmp_path, Toy)
+    assert sentence in said(e)
+
+
+def test_model_that_is_missing(tmp_path):
+    with pytest.raises(BadInput) as e: load(tmp_path/"nowhere", Toy)
+    assert "holds no trained model" in said(e)
+    save(Toy(), tmp_path)
+    (tmp_path/"model.safetensors").unlink()
+    with pytest.raises(BadInput) as e: load(tmp_path, Toy)
+    assert "model.safetensors does not exist" in said(e)
+
+
+def test_saved_model_comes_back(tmp_path):
+    toy = Toy(6)
+    back = load(save(toy, tmp_path), Toy)
+    assert same(toy, back) and not back.training
+    about = json.loads((tmp_path/"model.json").read_text())
+    assert about["model"] == "Toy" and about["settings"] == {"width": 6} and set(about) == {"model", "settings", "version"}
+
+
+def test_bf16_trains_and_resumes(tmp_path):
+    straight, history = run(tmp_path/"a", precision="bf16-mixed")
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/"b", precision="bf16-mixed", step=interrupted(7, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert same(run(tmp_path/"b", precision="bf16-mixed")[0], straight)
+    assert straight.gen[0].weight.dtype == torch.float32 and not same(straight, run(tmp_path/"c")[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gpu_trains_and_resumes(tmp_path, precision):
+    gpu = dict(accelerator="gpu", precision=precision)
+    straight, history = run(tmp_path/"a", **gpu)
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/"b", step=interrupted(7, lambda: os.kill(os.getpid(), signal.SIGINT)), **gpu)
+    resumed, again = run(tmp_path/"b", **gpu)
+    assert all(torch.allclose(v, w, atol=1e-6) for v, w in zip(straight.state_dict().values(), resumed.state_dict().values()))
+    assert next(straight.parameters()).is_cuda and load(tmp_path/"a", Toy).gen[0].weight.device.type == "cpu"
+
+
+def test_other_frozen_weights_start_anew(tmp_path, capsys):
+    def only_gen(nets, opts, batch, fabric):
+        loss = toy.disc(nets["gen"](torch.randn(8, 2))).mean()
+        fabric.backward(loss)
+        opts["gen"].step()
+        return {"loss": loss}
+    for seed, n_said in [(0, 0), (0, 0), (1, 1)]:
+        torch.manual_seed(seed)
+        toy = Toy()
+        fit(toy, only_gen, {"gen": torch.optim.SGD(toy.gen.parameters(), .1, momentum=.9)}, Points(), 1, tmp_path, accelerator="cpu", show=False)
+        assert capsys.readouterr().out.count("weights not trained") == n_said
+
+
+def test_history_holds_means_over_the_cells(tmp_path):
+    class Uneven(Points):
+        def __len__(self): return 2
+        def epoch(self, e, start=0): yield from [{"x": torch.ones(6, 1)}, {"x": torch.zeros(2, 1)}][start:]
+    def mean(nets, opts, batch, fabric): return {"loss_x": batch["x"].mean()}
+    _, history = run(tmp_path, batches=Uneven(), step=mean)
+    assert history.loss_x.tolist() == [.75, .75] and (history.cells_per_s > 0).all()
+
+
+def test_progress_is_one_line(tmp_path, capsys):
+    run(tmp_path, show=True)
+    err = capsys.readouterr().err
+    assert "12/12" in err and "loss_gen" in err and err.count("\n") == 1 and len(err) < 500
+
+
+TWO = '''
+import functools, sys
+import torch
+from integrated_cell import conditional, reference
+from integrated_cell.train import fit
+from test_train import Cells, Linear, kept
+torch.set_num_threads(1)
+for phase, devices, epochs in [("linear", 2, 1), ("linear", 2, 2), ("reference", 2, 2), ("conditional", 2, 2), ("conditional", 2, 3), ("fresh", 2, 3), ("linear", 1, 2)]:
+    out = f"{sys.argv[1]}/{phase}{devices}"
+    torch.manual_seed(0)
+    model = reference.Reference((4, 8, 8), 4, 1/32)
+    step = reference.step
+    if phase in ["conditional", "fresh"]:
+        model = conditional.Conditional.after(model, ["a", "b"], 4)
+        step = functools.partial(conditional.step, enc_r=model.enc_r)
+    if phase == "linear": model, step = Linear(), Linear.step
+    history = fit(model, kept(step, out), reference.optimisers(model), Cells(), epochs, out, accelerator="cpu", devices=devices, show=False)
+    assert len(history) == epochs
+'''
+
+
+class Cells:
+    def __len__(self): return 3
+    def epoch(self, e, start=0):
+        gen = torch.Generator().manual_seed(e)
+        x, y = torch.rand(3, 8, 3, 4, 8, 8, generator=gen), torch.arange(8)%2
+        for b in range(start, 3): yield {"x": x[b], "y": y}
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(8, 1)
+
+    @staticmethod
+    def step(nets, opts, batch, fabric):
+        opts["net"].zero_grad()
+        loss = nets["net"](batch["x"][:, 0, 0, 0]).square().mean()
+        fabric.backward(loss)
+        opts["net"].step()
+        return {"loss": loss}
+
+
+def kept(step, out):
+    "A step after which each process leaves its weights"
+    def kept_step(nets, opts, batch, fabric):
+        Path(out).mkdir(exist_ok=True)
+        losses = step(nets, opts, batch, fabric)
+        save_file({f"{n}.{k}": p.detach().contiguous() for n, net in nets.items() for k, p in net.module.named_parameters()}, Path(out)/f"rank{fabric.global_rank}.safetensors")
+        return losses
+    return kept_step
+
+
+def test_two_processes_end_with_equal_weights(tmp_path):
+    done = subprocess.run([sys.executable, "-c", TWO, str(tmp_path)], capture_output=True, text=True, timeout=200,
+                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and "anew" not in done.stdout, done.stderr[-2000:]
+    for phase in ["linear", "reference", "conditional"]:
+        a, b, kept = (load_file(tmp_path/f"{phase}2"/f"{name}.safetensors") for name in ["rank0", "rank1", "model"])
+        assert a.keys() <= kept.keys() and all(a[k].equal(b[k]) and a[k].equal(kept[k]) for k in a)
+    resumed, straight = (load_file(tmp_path/f"{phase}2"/"checkpoint.safetensors") for phase in ["conditional", "fresh"])
+    assert all(resumed[k].equal(straight[k]) for k in resumed) and "random/1/torch" in resumed
+    one, two = (load_file(tmp_path/f"linear{n}"/"model.safetensors") for n in [1, 2])
+    assert all(torch.allclose(one[k], two[k], atol=1e-6) for k in one)  # without batch norm and noise two do what one does

@@ -1,0 +1,101 @@
+"What runs again after a change, and what stops a run with one sentence"
+import json
+import re
+
+import nbformat
+import pytest
+from conftest import one_sentence, run, set_config, write_chapter
+
+LAST = "results/toy/classification/metrics.json"
+ALL = ["data", "reference", "conditional", "classification"]
+
+
+def planned(root):
+    "The chapters that Snakemake would run now"
+    out, err = run(root, "snakemake", "-n", "--cores", 2, "--config", "run=toy", "--", LAST)
+    return [r for r in re.findall(r"^(?:local)?rule (\w+):", out + err, re.M)]
+
+
+def execute(root):
+    run(root, "snakemake", "--quiet", "all", "--cores", 2, "--config", "run=toy", "--", LAST)
+
+
+def test_only_what_changed_and_what_follows_runs_again(study):
+    assert planned(study) == ALL
+    execute(study)
+    assert planned(study) == []
+    kept = json.loads((study/LAST).read_text())
+    assert kept == {"factor": 2, "seed": 0}
+    # a parameter of one chapter
+    set_config(study, chapters=ALL, conditional={"factor": 3})
+    assert planned(study) == ["conditional", "classification"]
+    execute(study)
+    assert planned(study) == [] and json.loads((study/"results/toy/conditional/metrics.json").read_text())["factor"] == 3
+    # a notebook touched, then changed
+    (study/"nbs/experiments/reference.ipynb").touch()
+    assert planned(study) == []
+    write_chapter(study, "reference", "factor + 1")
+    assert planned(study) == ["reference", "conditional", "classification"]
+    # what every chapter is given
+    set_config(study, chapters=ALL, all={"seed": 7}, conditional={"factor": 3})
+    assert set(planned(study)) == set(ALL)
+
+
+@pytest.mark.parametrize("said, words", [
+    ({"chapters": ALL, "conditional": {"facto": 3}}, ["unknown parameter 'facto'", "results, seed, factor"]),
+    ({"chapters": ALL, "conditionl": {"factor": 3}}, ["unknown block 'conditionl'", "data, reference"]),
+    ({"chapters": ALL, "all": {"epochs": 3}}, ["unknown parameter 'epochs'", "'all'"]),
+    ({"chapters": ALL, "data": {"factor": "many"}}, ["factor", "'many'"]),
+    ({"chapters": ["data", "dta"]}, ["unknown chapter 'dta'"]),
+    ({"chapters": ["data", "classification"]}, ["'classification' follows from 'conditional'"]),
+    ({"data": {}}, ["no list 'chapters'"]),
+])
+def test_a_bad_config_stops_with_one_sentence(study, said, words):
+    set_config(study, **said)
+    out, err = run(study, "snakemake", "--quiet", "all", "--cores", 2, "--config", "run=toy", rc=2)
+    assert one_sentence(err) and all(w in err for w in words), err
+    assert not (study/"results").exists()
+
+
+def test_an_unknown_config_names_those_that_exist(study):
+    out, err = run(study, "integrated-cell", "chapter", "data", "--config", "config/nothing.yaml", rc=2)
+    assert one_sentence(err) and "toy" in err
+
+
+def test_a_parameter_on_the_command_line(study):
+    run(study, "integrated-cell", "chapter", "data", "--config", "config/toy.yaml", "-p", "factor=5")
+    assert json.loads((study/"results/toy/data/metrics.json").read_text())["factor"] == 5
+    assert json.loads((study/"results/toy/data/run.json").read_text())["parameters"] == {"results": "results/toy", "factor": 5}
+    before = (study/"results/toy/data/notebook.ipynb").read_bytes()
+    out, err = run(study, "integrated-cell", "chapter", "data", "--config", "config/toy.yaml", "-p", "epochs=5", rc=2)
+    assert one_sentence(err) and "unknown parameter 'epochs'" in err and (study/"results/toy/data/notebook.ipynb").read_bytes() == before
+
+
+@pytest.mark.parametrize("body, words", [
+    ('raise BadInput("a.tif: every voxel is 7; give another image")', ["a.tif: every voxel is 7"]),
+    ("1/0", ["chapter reference failed in code cell 4: ZeroDivisionError", "results/toy/reference/notebook.ipynb"]),
+    ("import os; os._exit(9)", ["chapter reference stopped", "results/toy/reference/notebook.ipynb"]),
+])
+def test_a_failed_chapter_says_why_and_keeps_its_notebook(study, body, words):
+    write_chapter(study, "reference", body)
+    out, err = run(study, "integrated-cell", "chapter", "reference", "--config", "config/toy.yaml", rc=2)
+    said = err.strip().splitlines()[-1]
+    assert all(w in said for w in words) and "Traceback" not in err, err
+    run(study, "snakemake", "--quiet", "all", "--cores", 2, "--config", "run=toy", "--", LAST, rc=1)
+    assert (study/"results/toy/reference/notebook.ipynb").exists() and not (study/"results/toy/reference/metrics.json").exists()
+
+
+def test_a_notebook_that_lost_its_tag_is_refused(study):
+    path = study/"nbs/experiments/data.ipynb"
+    nb = nbformat.read(path, 4)
+    for c in nb.cells: c.metadata.pop("tags", None)
+    nbformat.write(nb, path)
+    out, err = run(study, "integrated-cell", "chapter", "data", "--config", "config/toy.yaml", rc=2)
+    assert one_sentence(err) and "0 cells carry the tag 'parameters'" in err
+
+
+def test_every_real_config_fits_the_notebooks():
+    from conftest import PROJECT
+    from integrated_cell.workflow import declared, read_config
+    for notebook in (PROJECT/"nbs/experiments").glob("*.ipynb"): assert list(declared(notebook))[:2] == ["results", "seed"], notebook
+    for config in (PROJECT/"config").glob("*.yaml"): assert read_config(config)["chapters"][0] == "data"
