@@ -58,7 +58,8 @@ def read_reference(
     stack = np.asarray(stack)[reference_channels(list(names), channels, path)]
     if stack.dtype != np.uint8 or stack.shape[1:] != tuple(shape):
         if to_voxel_um is None: raise BadInput(f"{path}: the model does not say the voxel size it was trained at; give images of its shape {tuple(shape)} in 8 bit")
-        stack = prepare_cell(stack, size_um, to_voxel_um, tuple(shape))
+        try: stack = prepare_cell(stack, size_um, to_voxel_um, tuple(shape))
+        except BadInput as e: raise BadInput(f"{path}: {e}") from e
     return stack.astype(np.float32)/255
 
 # %% ../nbs/22_app.ipynb #ab9701f8

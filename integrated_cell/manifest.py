@@ -148,12 +148,12 @@ class Resume:
         have = self.part.stat().st_size if self.part.exists() else 0
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with requests.get(url, stream=True, timeout=(10, 60), headers=headers) as answer:
-            if answer.status_code == 416 and answer.headers.get("Content-Range", "").endswith(f"/{have}"): return
-            if answer.status_code == 416: self.part.unlink(); return self.take(url)
+            if have and answer.status_code == 416 and answer.headers.get("Content-Range", "").endswith(f"/{have}"): return
+            if have and answer.status_code == 416: self.part.unlink(); return self.take(url)
             answer.raise_for_status()
             if answer.status_code != 206: have = 0
             with open(self.part, "ab" if have else "wb") as f:
-                for chunk in answer.iter_content(1 << 16): f.write(chunk); self.bar.update(len(chunk))
+                for chunk in answer.iter_content(1 << 14): f.write(chunk); self.bar.update(len(chunk))
 
 # %% ../nbs/01_manifest.ipynb #ebeac971
 def download(

@@ -120,12 +120,13 @@ def scores(
     y, right = np.asarray(y), np.asarray(y) == np.asarray(y_hat)
     n = np.array([(y == k).sum() for k in np.unique(y)])
     k = np.array([right[y == k].sum() for k in np.unique(y)])
-    low, high = _wilson(k, n)
-    found = {"n": int(len(y))}
+    q, found = stats.norm.ppf(.975)**2, {"n": int(len(y))}
+    shrunk = (k + q*(k.sum() + q/2)/(n.sum() + q))/(n + q)
     for name, w in ("accuracy", n/n.sum()), ("macro_recall", np.full(len(n), 1/len(n))):
-        p = (w*k/n).sum()
-        down, up = np.sqrt(((w*(k/n - low))**2).sum()), np.sqrt(((w*(high - k/n))**2).sum())
-        found |= {name: float(p), f"{name}_low": float(p - down), f"{name}_high": float(min(p + up, 1))}
+        p, about = (w*k/n).sum(), (w*shrunk).sum()
+        effective = about*(1 - about)/(w**2*shrunk*(1 - shrunk)/n).sum()
+        low, high = _wilson(p*effective, effective)
+        found |= {name: float(p), f"{name}_low": float(low), f"{name}_high": float(high)}
     return found
 
 # %% ../nbs/15_metrics.ipynb #fda6bb73

@@ -37,7 +37,7 @@ def subtract_background(
     if not np.isfinite(channel).all(): raise BadInput(f"the channel has {int((~np.isfinite(channel)).sum())} voxels that are not finite; repair the image before preparing it")
     values, counts = np.unique(channel, return_counts=True)
     if len(values) < 2: raise BadInput("the channel is constant, so there is nothing to prepare; check that the image holds a signal")
-    if channel.dtype.kind == "f" and counts.max() < 1e-3*channel.size:  # hardly a value twice: take the fullest of 256 bins
+    if channel.dtype.kind == "f" and counts.max() < .05*channel.size:  # no value stands out: take the fullest of 256 bins
         counts, edges = np.histogram(channel, 256)
         values = (edges[:-1] + edges[1:])/2
     clean = np.clip(channel.astype(np.float32) - np.float32(values[counts.argmax()]), 0, None)
@@ -135,14 +135,18 @@ def prepare_cell(
     if not (np.asarray(voxel_um, float) > 0).all(): raise BadInput(f"the voxel size {tuple(voxel_um)} must be positive micrometres")
     clean = np.stack([c/np.float32(c.max() or 1) if i in segmented else subtract_background(c) for i, c in enumerate(stack)])
     cell, nucleus = _find_masks(clean, cell_mask, nucleus_mask)
-    axes, centre = pose(cell, nucleus, voxel_um, clean[0])
+    box = ndimage.find_objects(cell.astype(np.uint8))[0]  # the field around the cell has served its purpose
+    clean, cell, nucleus = clean[(slice(None), *box)], cell[box], nucleus[box]
+    axes, centre = pose(cell, nucleus, voxel_um, clean[0] + clean[-1])
     placed = place(clean*cell, cell, axes, centre, voxel_um, to_voxel_um, shape)
     top = placed.reshape(len(placed), -1).max(1).reshape(-1, *[1]*len(shape))
     if not top.all(): raise BadInput(f"channel {int(np.flatnonzero(top.ravel() == 0)[0])} is empty inside the cell; check the mask and the channel")
     return np.rint(np.clip(placed/top, 0, 1)*255).astype(np.uint8)
 
 # %% ../nbs/07_prepare.ipynb #2c1a7890
-_TO_UM = {"µm": 1, "um": 1, "\\u00b5m": 1, "micron": 1, "micrometer": 1, "nm": 1e-3, "nanometer": 1e-3, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4}
+_TO_UM = {  # names that files give to units of length
+    "µm": 1, "um": 1, "\\u00b5m": 1, "micron": 1, "micrometer": 1, "nm": 1e-3, "nanometer": 1e-3, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4,
+}
 
 def _open_tiff(path):  # -> (BioImage, micrometres a unit along Z, Y, X; 0 where the file names no unit)
     faults = []
@@ -162,6 +166,7 @@ def _open_tiff(path):  # -> (BioImage, micrometres a unit along Z, Y, X; 0 where
     known = str(unit).lower() in _TO_UM or getattr(unit, "name", "") in ("CENTIMETER", "MILLIMETER", "MICROMETER")
     return image, [float(known)]*3  # bioio has converted these already
 
+# %% ../nbs/07_prepare.ipynb #b4d0f711
 def _open(path):  # -> (BioImage, micrometres a unit along Z, Y, X)
     path = Path(path)
     if not path.exists(): raise BadInput(f"{path} does not exist; check the path")
@@ -226,13 +231,12 @@ def _read_mask(path, label):  # a mask, or one cell of a label image
     if not mask.any(): raise BadInput(f"{path}: the mask has no voxel{'' if label is None or pd.isna(label) else f' of label {int(label)}'}; correct the file or the table")
     return mask
 
-def _read_row(row, folder, voxel_um, channels):  # one row of the table -> kwargs of prepare_cell, cut to the cell where it is masked
+def _read_row(row, folder, voxel_um, channels):  # one row of the table -> kwargs of prepare_cell
     stack, size, _ = read_image(folder/row["path"], voxel_um, channels)
     masks = [_read_mask(folder/row[m] if isinstance(row.get(m), str) else None, row.get("label")) for m in ("cell_mask", "nucleus_mask")]
     for m in masks:
         if m is not None and m.shape != stack.shape[1:]: raise BadInput(f"{row['path']}: its mask has shape {m.shape} and the image {stack.shape[1:]}; they must agree")
-    box = ndimage.find_objects(masks[0].astype(int))[0] if masks[0] is not None and not pd.isna(row.get("label", np.nan)) else ()
-    return dict(stack=stack[(slice(None), *box)], voxel_um=size, cell_mask=masks[0] if masks[0] is None else masks[0][box], nucleus_mask=masks[1] if masks[1] is None else masks[1][box])
+    return dict(stack=stack, voxel_um=size, cell_mask=masks[0], nucleus_mask=masks[1])
 
 # %% ../nbs/07_prepare.ipynb #b6ce7d77
 def prepare_table(

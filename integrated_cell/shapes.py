@@ -101,7 +101,7 @@ def draw_geometry(
     mean = Stage(tuple(size*sides*m.cell), m.boxy, min(.93, m.gap*moved**.3), tuple(size*mass_sides[:3]*m.mass), m.mass_gap*mass_sides[3]*size, m.hole, m.texture)
     degree = np.array([1]*3 + [2]*5 + [3]*7)
     cell = rng.normal(size=15)*np.array([0, .05, .032, .018])[degree]*calm
-    nucleus = rng.normal(size=15)*np.array([0, 0, .04, .025])[degree]
+    nucleus = rng.normal(size=15)*np.array([0, 0, .04, 0 if m.mass_gap else .025])[degree]  # the middle stays the centre of mass
     tilt = rng.normal(size=2)*(.05 if m.gap else .18)
     x = np.array([np.sin(tilt[0]), np.cos(tilt[0])*np.sin(tilt[1]), np.cos(tilt[0])*np.cos(tilt[1])])
     y = np.array([0., x[2], -x[1]])/np.hypot(x[1], x[2])
@@ -176,7 +176,7 @@ def membrane_density(
 ) -> np.ndarray:  # (*s)
     "A bright shell of 0.45 um, a dim interior"
     w = np.float32(np.hypot(.45, .45*f.grid.voxel_um))
-    return np.exp(np.float32(-.5)*(f.d_cell/w)**2) + np.float32(.22)*soft_step(f.d_cell, w/2)
+    return np.exp(np.float32(-.5)*(f.d_cell/w)**2) + np.float32(.25)*soft_step(f.d_cell, w/2)
 
 def dna_density(
     f: Fields,

@@ -112,6 +112,7 @@ def draw_table(
     frequencies: str = "uniform",  # of structures: "uniform" or "table_s9"
 ) -> pd.DataFrame:  # cell_id, structure, stage, seed
     "Who the cells are"
+    if n < 1: raise BadInput(f"cannot simulate {n} cells; ask for at least two of each structure")
     if frequencies not in ("uniform", "table_s9"): raise BadInput(f"unknown frequencies '{frequencies}'; choose uniform or table_s9")
     names = sorted(_choice(structures, STRUCTURES, dict.fromkeys(STRUCTURES, 1), "structure"))
     stages = _choice(stages, STAGES, STAGE_FREQUENCY, "stage")
@@ -153,6 +154,7 @@ def resample_structure(
     "Draw from the true p(x_s | x_r, y) of a simulated cell"
     if "seed" not in cells.table or "stage" not in cells.table: raise BadInput("these cells were not simulated, so their true distribution is unknown; use cells of simulate_cells")
     if structure not in STRUCTURES: raise BadInput(f"unknown structure '{structure}'; choose from {', '.join(STRUCTURES)}")
+    if not -len(cells) <= i < len(cells): raise BadInput(f"there is no cell {i} among {len(cells)}; count from 0")
     row = cells.table.iloc[i]
     grid = voxel_grid(tuple(cells.shape))
     f = fields(draw_geometry(row.stage, _stream(row.seed, 0)), grid)

@@ -22,15 +22,10 @@ def splat(
     low = np.floor(at).astype(np.int64)
     ok = ((low >= 0) & (low < s - 1)).all(1)
     at, low, weight = (at - low)[ok], low[ok], np.broadcast_to(weight, len(points))[ok]
-    flat = np.ravel_multi_index(tuple(low.T), s)
-    near = [[(1 - a)*w0 for a, w0 in ((at[:, 0], weight),)][0], at[:, 0]*weight]
-    index, share = [], []
-    for z in (0, 1):
-        for y in (0, 1):
-            for x in (0, 1):
-                index.append(flat + z*s[1]*s[2] + y*s[2] + x)
-                share.append(near[z]*(at[:, 1] if y else 1 - at[:, 1])*(at[:, 2] if x else 1 - at[:, 2]))
-    return np.bincount(np.concatenate(index), np.concatenate(share), minlength=s.prod()).reshape(s).astype(np.float32)
+    flat, share = np.ravel_multi_index(tuple(low.T), s)[:, None], np.array(weight, float)[:, None]
+    for a, stride in zip(at.T[..., None], (s[1]*s[2], s[2], 1)):  # two neighbours along each axis
+        flat, share = np.concatenate([flat, flat + stride], 1), np.concatenate([share*(1 - a), share*a], 1)
+    return np.bincount(flat.ravel(), share.ravel(), minlength=s.prod()).reshape(s).astype(np.float32)
 
 # %% ../nbs/05_structures.ipynb #24ccd223
 def look(f, field, points):
@@ -130,19 +125,19 @@ def fibrillarin(f, rng):
     if s in (0, 1):
         n = rng.integers(1, 7)
         at = f.grid.v[:, *inside[rng.integers(len(inside), size=n)].T].T
-        r = rng.uniform(.85, 1.2, n)*(1.25 if s == 0 else .9)*n**(-1/4)
+        r = rng.uniform(.85, 1.2, n)*(1.4 if s == 0 else .9)*n**(-1/4)
         return blobs(f, at, r, rng.uniform(.7, 1, n))*soft_step(f.d_dna, .25)
     n = rng.integers(4, 9)
     at = cytoplasm(f, rng, n, clear=.8)
     if s in (2, 7):
         k = rng.integers(1, n)
         at[:k] = f.grid.v[:, *inside[rng.integers(len(inside), size=k)].T].T
-    return blobs(f, at, rng.uniform(.45, .8, n), rng.uniform(.6, 1, n)) + np.float32(.3)*shell(f, f.d_dna, .3)
+    return blobs(f, at, rng.uniform(.45, .8, n), rng.uniform(.6, 1, n)) + np.float32(rng.uniform(.05, .2))*shell(f, f.d_dna, .3)
 
 # %% ../nbs/05_structures.ipynb #08c55e06
 def tom20(f, rng):
     s = stage_of(f)
-    if s == 0: return even(splat(f, tubes(f, rng, cytoplasm(f, rng, 130, reach=1.2), 24)))
+    if s == 0: return even(splat(f, tubes(f, rng, cytoplasm(f, rng, 110, reach=1.2), 24)))
     n = (0, 16, 10, 8, 8, 8, 8, 9)[s]
     centre = cytoplasm(f, rng, n, reach=(0, 3, 4, 1e3, 1e3, 1e3, 1e3, 1e3)[s], clear=.8)
     start = np.repeat(centre, 7, 0) + rng.normal(size=(7*n, 3))*.7
@@ -153,7 +148,7 @@ def sec61_beta(f, rng):
     envelope = s in (0, 1, 2, 7)
     web = even(splat(f, tubes(f, rng, cytoplasm(f, rng, 240, reach=4. if envelope else 1e3, clear=.4), 18, bend=.6)))
     rim = shell(f, f.d_dna + (.25 if envelope else 1.6), .3 if envelope else .5)*mottle(f, rng, .35)
-    return web/web.mean()*np.float32(.12) + rim*np.float32(1. if envelope else .35)*soft_step(f.d_cell - .4, .2)
+    return web/web.max()*np.float32(.55) + rim*np.float32(1. if envelope else .3)*soft_step(f.d_cell - .4, .2)
 
 def st6gal1(f, rng):
     s = stage_of(f)

@@ -56,7 +56,7 @@ def _read_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]
             if meta.get("kind") != kind: raise BadInput(foreign.format("its header does not say so"))
             return {k: f.get_tensor(k) for k in f.keys()}, meta
     except FileNotFoundError: raise BadInput(f"{path} does not exist; train a model first or give the folder of one") from None
-    except (SafetensorError, OSError, json.JSONDecodeError, AttributeError) as e:
+    except (SafetensorError, OSError, RuntimeError, json.JSONDecodeError, AttributeError) as e:
         raise BadInput(foreign.format(str(e).splitlines()[0])) from e
 
 # %% ../nbs/10_train.ipynb #20978653
@@ -102,7 +102,7 @@ def load(
     path = Path(path)
     settings = _read_about(path, Model)
     try: model = Model(**settings)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, RuntimeError) as e:
         raise BadInput(f"{path/'model.json'}: no {Model.__name__} can be built from its settings ({e}); give the folder of a model that this version trained") from e
     weights, _ = _read_tensors(path/"model.safetensors", "model")
     return _put_weights(model, weights, path/"model.safetensors").eval()
@@ -200,7 +200,7 @@ def _restore(run: Run) -> dict[str, torch.Tensor]:
     _put_weights(run.model, under("model/"), run.checkpoint)
     for name, opt in run.opts.items():
         state = {int(i): dict(v) for i, v in meta["opts"][name]["state"].items()}
-        for k, v in under(f"opt/{name}/").items(): state[int(k.split("/")[0])][k.split("/")[1]] = v
+        for k, v in under(f"opt/{name}/").items(): state[int(k.split("/")[0])][k.split("/")[1]] = v.clone()
         opt.load_state_dict({"state": state, "param_groups": meta["opts"][name]["param_groups"]})
     run.place = Place(**{k: meta[k] for k in vars(Place())})
     return under(f"random/{run.fabric.global_rank}/")
@@ -337,9 +337,10 @@ def _train(fabric: Fabric, model: nn.Module, step: Callable, opts: dict, batches
             losses = _one_epoch(run, step, nets, ready, batches, came, save_every_s, bar)
             _end_epoch(run, losses, log)
             bar.set_postfix({k: f"{run.place.history[-1][k]:.3g}" for k in losses.names})
-    if fabric.is_global_zero and (done < total or not (out/"model.json").exists()): save(model, out)
+    if fabric.is_global_zero: save(model, out)  # also of a finished run, which may have been killed before this line
     log.finalize("success")
     model.eval()
+    if came: signal.raise_signal(came[0])  # after the last step, or while the model was saved
     return pd.DataFrame(run.place.history)
 
 # %% ../nbs/10_train.ipynb #4b793390

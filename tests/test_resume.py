@@ -4,13 +4,12 @@ import json
 import multiprocessing
 import random
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load as loads
 
-STEPS, EPOCHS, SHAPE = 9, 4, (8, 12, 16)
+STEPS, EPOCHS, SHAPE = 9, 5, (8, 12, 16)
 
 
 class Noise:
@@ -40,8 +39,10 @@ def train(phase, out, save_every_s):
 
 
 def read(path):
-    with safe_open(path, "pt") as f:
-        return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["integrated_cell"])
+    "Tensors and JSON of a file that another process may replace at any moment"
+    data = path.read_bytes()
+    header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+    return loads(data), json.loads(header["__metadata__"]["integrated_cell"])
 
 
 def n_steps(path):
@@ -77,12 +78,12 @@ def test_killed_run_resumes_to_the_same_bits(phase, start, tmp_path):
         until = n_steps(checkpoint) + moment.randint(1, 4)
         process = start(phase, parts, 0)
         while process.is_alive() and n_steps(checkpoint) < until: time.sleep(.002)
-        time.sleep(moment.uniform(0, .05))  # within a step, a save or between them
+        time.sleep(moment.uniform(0, .02))  # within a step, a save or between them
         process.kill()
         process.join()
         killed += process.exitcode == -9
         places.append(n_steps(checkpoint))
-    assert killed >= 3 and any(n%STEPS for n in places), f"the run was over before it could be killed: {places}"
+    assert killed >= 2 and any(n%STEPS for n in places), f"the run was over before it could be killed: {places}"
     finish(start(phase, parts, .05))
     (a, _), (b, _) = read(whole/"checkpoint.safetensors"), read(parts/"checkpoint.safetensors")
     assert a.keys() == b.keys() and any("running_mean" in k for k in a) and any("exp_avg" in k for k in a)

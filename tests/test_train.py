@@ -102,6 +102,11 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, capsys, whole, number, err
     assert pd.read_csv(tmp_path/"history.csv").epoch.tolist() == history.epoch.tolist() == [0, 1]
 
 
+def test_a_signal_after_the_last_step_is_not_lost(tmp_path, whole):
+    with pytest.raises(KeyboardInterrupt): run(tmp_path, step=interrupted(11, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert same(run(tmp_path)[0], whole[0]) and (tmp_path/"model.json").exists()
+
+
 def test_a_finished_run_returns_at_once_and_goes_on_when_asked(tmp_path, whole):
     toy, history = run(tmp_path)
     assert {"checkpoint.safetensors", "history.csv", "tensorboard", "model.safetensors", "model.json"} == {p.name for p in tmp_path.iterdir()}

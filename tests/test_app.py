@@ -1,0 +1,88 @@
+"The command line on image files: Algorithm 3 from a person's own pictures"
+import numpy as np
+import pytest
+import tifffile
+import torch
+from bioio import BioImage
+from conftest import one_sentence, run
+
+from integrated_cell.app import main, write_ome
+from integrated_cell.conditional import Conditional
+from integrated_cell.integrate import integrate
+from integrated_cell.train import load, save
+
+SHAPE, VOXEL = (12, 20, 24), (.4, .4, .4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")/"conditional"
+    save(Conditional(SHAPE, ["LAMP2", "TOM20"], 4, 4, width=1/16, voxel_um=VOXEL), path)
+    return path
+
+
+def ball(shape, voxel_um, radius_um, centre_um=(0, 0, 0)):
+    "A filled ellipsoid, long in X, in 8 bit with a dim background"
+    grid = np.meshgrid(*[(np.arange(n) - (n - 1)/2)*v for n, v in zip(shape, voxel_um)], indexing="ij")
+    far = sum(((g - c)/(radius_um*s))**2 for g, c, s in zip(grid, centre_um, (.8, 1, 1.4)))
+    return np.where(far < 1, 200 - 60*far, 10).astype(np.uint8)
+
+
+def one_cell(shape=(16, 50, 60), voxel_um=(.25, .15, .15)):
+    return np.stack([ball(shape, voxel_um, 2.), ball(shape, voxel_um, 1., (0, .2, .3))])
+
+
+def test_own_images_become_all_structures(model, tmp_path, monkeypatch):
+    cell = one_cell()
+    write_ome(tmp_path/"a.ome.tif", cell[::-1], ["DNA", "membrane"], (.25, .15, .15))  # named in the file, in another order
+    tifffile.imwrite(tmp_path/"b.tif", cell, metadata={"axes": "CZYX"})  # says nothing of itself
+    out, err = run(tmp_path, "integrated-cell", "integrate", model, "a.ome.tif", "--out", "out")
+    assert out.split() == ["out/a.integrated.ome.tif"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["integrate", str(model), "b.tif", "--out", "out", "--channels", "membrane=0,dna=1", "--voxel-um", "0.25,0.15,0.15"]) == 0
+    a, b = BioImage(tmp_path/"out/a.integrated.ome.tif"), BioImage(tmp_path/"out/b.integrated.ome.tif")
+    assert a.channel_names == ["membrane", "dna", "LAMP2", "TOM20"] and a.data.shape == (1, 4, *SHAPE) and a.data.dtype == np.uint8
+    assert np.allclose(a.physical_pixel_sizes, VOXEL)
+    assert (a.data == b.data).all() and a.data[0, 0].max() == 255
+    x_s = integrate(load(model, Conditional), torch.from_numpy(a.data[:, :2].astype(np.float32)/255))
+    assert (np.rint(x_s.numpy()*255) == a.data[:, 2:]).all()
+
+
+def test_an_image_of_the_models_shape_is_taken_as_it_is(model, tmp_path):
+    cell = one_cell(SHAPE, VOXEL)
+    write_ome(tmp_path/"a.ome.tif", cell, ["membrane", "dna"], VOXEL)
+    assert main(["integrate", str(model), str(tmp_path/"a.ome.tif"), "--out", str(tmp_path/"out")]) == 0
+    assert (BioImage(tmp_path/"out/a.integrated.ome.tif").data[0, :2] == cell).all()
+
+
+@pytest.mark.parametrize("make, arguments, words", [
+    (lambda p: write_ome(p, one_cell(), ["a", "b"], (.25, .15, .15)), [], ["which of its 2 channels is 'membrane'", "a, b"]),
+    (lambda p: tifffile.imwrite(p, one_cell(), metadata={"axes": "CZYX"}), ["--channels", "membrane=0,dna=1"], ["a.ome.tif"]),
+    (lambda p: write_ome(p, one_cell(), ["membrane", "dna"], (.25, .15, .15)), ["--channels", "membrane=0,dna=5"], ["no channel 5"]),
+    (lambda p: write_ome(p, one_cell(), ["membrane", "dna"], (.25, .15, .15)), ["--channels", "membrane=first"], ["membrane=0,dna=1"]),
+    (lambda p: write_ome(p, np.full((2, 8, 30, 30), 7, np.uint8), ["membrane", "dna"], (.25, .15, .15)), [], ["a.ome.tif", "constant"]),
+    (lambda p: p.write_bytes(b"not a picture"), [], ["a.ome.tif"]),
+    (lambda p: p.write_bytes(b""), [], ["a.ome.tif"]),
+    (lambda p: None, [], ["a.ome.tif"]),
+])
+def test_bad_images_get_one_sentence_and_leave_nothing(model, tmp_path, monkeypatch, capsys, make, arguments, words):
+    make(tmp_path/"a.ome.tif")
+    monkeypatch.chdir(tmp_path)
+    assert main(["integrate", str(model), "a.ome.tif", "--out", "out", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert one_sentence(err) and all(w in err for w in words), err
+    assert not (tmp_path/"out").exists()
+
+
+def test_a_model_that_is_not_ours(tmp_path, capsys):
+    write_ome(tmp_path/"a.ome.tif", one_cell(), ["membrane", "dna"], (.25, .15, .15))
+    (tmp_path/"model").mkdir()
+    (tmp_path/"model/model.json").write_text("{}")
+    assert main(["integrate", str(tmp_path/"model"), str(tmp_path/"a.ome.tif"), "--out", str(tmp_path/"out")]) == 2
+    err = capsys.readouterr().err
+    assert one_sentence(err) and not (tmp_path/"out").exists()
+
+
+def test_an_unknown_source(tmp_path):
+    out, err = run(tmp_path, "integrated-cell", "fetch", "hela4d", rc=2)
+    assert one_sentence(err) and "hela4d" in err
