@@ -88,7 +88,8 @@ def about(
     text += f"## Time and memory\n\n{total:.1f} minutes in all; memory is the largest that a chapter held. A + behind a commit says that files differed from it.\n\n"
     text += _table(["chapter", "minutes", "GiB", "device", "date", "commit"], took) + "\n\nVersions: " + ", ".join(used) + ".\n"
     if part["missing"]: text += "\nNot kept yet: " + ", ".join(part["missing"]) + ".\n"
-    return text + "\n## Every number\n\nThe names are those that stand in the prose of a chapter.\n\n" + _table(["name", "value"], [[f"`{k}`", v] for k, v in numbers(part).items()]) + "\n"
+    single = [[c, f"`{k}`", _shown(v)] for c in part["chapters"] for k, v in json.loads((part["folder"]/c/"metrics.json").read_text()).items() if not isinstance(v, (list, dict))]
+    return text + "\n## Numbers\n\nEvery single number of the chapters; tables and curves stand in their metrics.json.\n\n" + _table(["chapter", "name", "value"], single) + "\n"
 
 # %% ../nbs/21_book.ipynb #420df323
 def part(
@@ -110,7 +111,7 @@ def _credits(
 ) -> str:  # Markdown
     "Every source of data in `data_manifest/`: what it is, whose it is, under which terms"
     said = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in sorted((root/"data_manifest").glob("*.yaml"))}
-    return _table(["source", "what", "credit", "licence"], [[f"`{k}`", s["title"], s["citation"], s["licence"]] for k, s in said.items()])
+    return "\n".join(f"- `{k}`: **{s['title']}.** {s['citation'].rstrip('.')}. *Licence: {s['licence']}.*" for k, s in said.items())
 
 # %% ../nbs/21_book.ipynb #708f8849
 def write_sources(

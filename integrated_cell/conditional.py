@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .losses import bce, mse, nll
 from .networks import Dec, DecD, Enc, EncD
-from .reference import CHANNELS_R, Reference, descend
+from .reference import CHANNELS_R, Reference, descend, together
 
 # %% ../nbs/12_conditional.ipynb #80e43488
 class Conditional(nn.Module):
@@ -68,7 +68,8 @@ def judge(
 ) -> tuple[Tensor, Tensor]:  # loss_enc_d_s, loss_dec_d_rs
     "The adversaries' half of Algorithm 2 (eqs 11, 14)"
     enc_d_s, dec_d_rs = nets["enc_d_s"], nets["dec_d_rs"]
-    loss_enc_d_s = nll(enc_d_s(z_s_gen), k) + nll(enc_d_s(z_s.detach()), y)
+    y_hat_gen, y_hat_obs = together(enc_d_s, z_s_gen, z_s.detach())
+    loss_enc_d_s = nll(y_hat_gen, k) + nll(y_hat_obs, y)
     descend(fabric, enc_d_s, opts["enc_d_s"], loss_enc_d_s)
     loss_dec_d_rs = nll(dec_d_rs(x), y) + (nll(dec_d_rs(x_dec.detach()), k) + nll(dec_d_rs(x_gen.detach()), k))/2
     descend(fabric, dec_d_rs, opts["dec_d_rs"], loss_dec_d_rs)
@@ -97,7 +98,7 @@ def step(
 
     with fabric.autocast():
         loss_x_rs, loss_z_r, loss_y = bce(x_hat, x), mse(z_r, z_r_hat), nll(y_hat, y)
-        loss_enc_s = nll(nets["enc_d_s"].module(z_s), k)
+        loss_enc_s = nll(together(nets["enc_d_s"].module, z_s_gen, z_s)[1], k)
         loss_dec_rs = nll(nets["dec_d_rs"].module(dec), y) + nll(nets["dec_d_rs"].module(gen), y_gen)
     grads = torch.autograd.grad(loss_x_rs, codes_dec, retain_graph=True)
     through_codes = sum((g*c).sum() for g, c in zip(grads, codes))  # its gradient in Enc^{r,s} is that of loss_x_rs

@@ -197,8 +197,8 @@ class Classifier(nn.Module):
         self.settings = dict(shape=list(shape), n_classes=n_classes, n_channels=n_channels, width=width)
         conv, norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[len(shape)]
         c = [n_channels, *[max(int(k*width), 4) for k in (32, 64, 128, 256)]]
-        layers = [nn.Sequential(conv(a, b, 3, stride=2 if i else 1, padding=1, bias=False), norm(b), nn.ReLU())
-                  for i, (a, b) in enumerate(zip(c, c[1:]))]
+        kernel = [5, 3, 3, 3]
+        layers = [nn.Sequential(conv(a, b, k, stride=2, padding=k//2, bias=False), norm(b), nn.ReLU()) for a, b, k in zip(c, c[1:], kernel)]
         self.net = nn.Sequential(*layers, _MeanMax(), nn.Linear(2*c[-1], n_classes))
 
     def features(self, x: torch.Tensor) -> torch.Tensor: return self.net[:-1](x)  # (n, c, *s) in [0, 1] -> (n, 512*width)

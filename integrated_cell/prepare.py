@@ -221,7 +221,10 @@ def _store(items, n, path, to_voxel_um, shape, channels, provenance, **split):  
         if not rows: raise BadInput(f"none of {len(left_out)} cells fits the shape {tuple(shape)} at {voxel_um} µm: {left_out[0]['why'] if left_out else 'the table is empty'}")
         f.flush()
         images = np.memmap(f, np.uint8, "r", shape=(len(rows), c, *shape))
-        return Cells.create(path, (x for x in images), pd.DataFrame(rows), voxel_um, channels, dict(provenance, left_out=left_out), **split)
+        try: return Cells.create(path, (x for x in images), pd.DataFrame(rows), voxel_um, channels, dict(provenance, left_out=left_out), **split)
+        except BadInput as e:
+            if not left_out: raise
+            raise BadInput("{} ({} cells were left out; {cell_id}: {why})".format(e, len(left_out), **left_out[0])) from e
 
 # %% ../nbs/07_prepare.ipynb #ebeae1ae
 def _read_mask(path, label):  # a mask, or one cell of a label image

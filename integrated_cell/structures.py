@@ -68,6 +68,7 @@ def cytoplasm(
     p = (d < -clear)*(look(f, f.d_cell, v) > clear)*np.exp(np.minimum(d, 0)/reach) + 1e-12
     return v[rng.choice(8*n, n, p=p/p.sum())]
 
+# %% ../nbs/05_structures.ipynb #f5099e92
 def tubes(
     f: Fields,
     rng: np.random.Generator,
@@ -119,6 +120,7 @@ def lamin_b1(f, rng):
     clouds = haze*soft_step(f.d_cell - .4, .2)*soft_step(-f.d_dna - .2, .2)*mottle(f, rng, .5)
     return clouds if s in (3, 4, 5, 6) else rim + np.float32((0, .3, .6, 0, 0, 0, 0, .5)[s])*clouds
 
+# %% ../nbs/05_structures.ipynb #9a491603
 def fibrillarin(f, rng):
     s = stage_of(f)
     inside = np.argwhere(f.d_dna > min(1.1, .45*float(f.d_dna.max())))
@@ -127,12 +129,12 @@ def fibrillarin(f, rng):
         at = f.grid.v[:, *inside[rng.integers(len(inside), size=n)].T].T
         r = rng.uniform(.85, 1.2, n)*(1.4 if s == 0 else .9)*n**(-1/4)
         return blobs(f, at, r, rng.uniform(.7, 1, n))*soft_step(f.d_dna, .25)
-    n = rng.integers(4, 9)
+    n = rng.integers(3, 7)
     at = cytoplasm(f, rng, n, clear=.8)
     if s in (2, 7):
         k = rng.integers(1, n)
         at[:k] = f.grid.v[:, *inside[rng.integers(len(inside), size=k)].T].T
-    return blobs(f, at, rng.uniform(.45, .8, n), rng.uniform(.6, 1, n)) + np.float32(rng.uniform(.05, .2))*shell(f, f.d_dna, .3)
+    return blobs(f, at, rng.uniform(.55, .85, n), rng.uniform(.6, 1, n)) + np.float32(rng.uniform(.15, .3))*shell(f, f.d_dna, .3)
 
 # %% ../nbs/05_structures.ipynb #08c55e06
 def tom20(f, rng):
@@ -143,13 +145,15 @@ def tom20(f, rng):
     start = np.repeat(centre, 7, 0) + rng.normal(size=(7*n, 3))*.7
     return even(splat(f, tubes(f, rng, start, 8, bend=.5)))
 
+# %% ../nbs/05_structures.ipynb #93c60611
 def sec61_beta(f, rng):
     s = stage_of(f)
     envelope = s in (0, 1, 2, 7)
     web = even(splat(f, tubes(f, rng, cytoplasm(f, rng, 240, reach=4. if envelope else 1e3, clear=.4), 18, bend=.6)))
     rim = shell(f, f.d_dna + (.25 if envelope else 1.6), .3 if envelope else .5)*mottle(f, rng, .35)
-    return web/web.max()*np.float32(.55) + rim*np.float32(1. if envelope else .3)*soft_step(f.d_cell - .4, .2)
+    return web/web.max()*np.float32(.8) + rim*np.float32(.7 if envelope else .25)*soft_step(f.d_cell - .4, .2)
 
+# %% ../nbs/05_structures.ipynb #5b8742db
 def st6gal1(f, rng):
     s = stage_of(f)
     if s == 0:
@@ -160,9 +164,9 @@ def st6gal1(f, rng):
         at = centre + rng.normal(size=(n, 3))*np.array([.6, 1.2, 1.2])
         at = at[(look(f, f.d_cell, at) > .3) & (look(f, f.d_dna, at) < 0)]
     else:
-        n = (0, 16, 14, 11, 10, 10, 10, 11)[s]
+        n = (0, 20, 20, 18, 17, 17, 17, 18)[s]
         at = cytoplasm(f, rng, n, reach=(0, 2, 4, 1e3, 1e3, 1e3, 1e3, 1e3)[s], clear=.7)
-    return blobs(f, at, rng.uniform(.3, .55, len(at)), rng.uniform(.5, 1, len(at)))
+    return blobs(f, at, rng.uniform(.28, .5 if s == 0 else .36, len(at)), rng.uniform(.5, 1, len(at)))
 
 # %% ../nbs/05_structures.ipynb #d1cfbb73
 def filaments(f, rng, start, end, sag):
@@ -180,6 +184,7 @@ def aster(f, rng, centre, n, share=(.5, 1.)):
     end = surface(f, directions(rng, n), .5)
     return filaments(f, rng, np.repeat(centre[None], n, 0), centre + (end - centre)*rng.uniform(*share, (n, 1)), .5)
 
+# %% ../nbs/05_structures.ipynb #bc2568ce
 def spindle(f, rng):
     "Fibres from both poles to the chromosomes, and between the masses when these part"
     m, frame, s, parts = f.geometry.mean, f.geometry.frame, stage_of(f), []
@@ -197,6 +202,7 @@ def spindle(f, rng):
         parts.append((ring@frame[:2])[:, None] + x[None, :, None]*frame[2])
     return np.concatenate([p.reshape(-1, 3) for p in parts])
 
+# %% ../nbs/05_structures.ipynb #69a348dc
 def alpha_tubulin(f, rng):
     s, g = stage_of(f), f.geometry
     if s >= 3:
@@ -228,6 +234,7 @@ def furrow(f, rng, n, wide):
     a, x = rng.uniform(0, 2*np.pi, n), rng.normal(size=n)*wide
     return surface(f, np.stack([np.sin(a), np.cos(a), x], 1), .35)
 
+# %% ../nbs/05_structures.ipynb #fb70a59a
 def beta_actin(f, rng):
     s = stage_of(f)
     way = directions(rng, 60)[:, None] + .12*np.cumsum(rng.normal(size=(60, 30, 3)), 1)
@@ -242,6 +249,7 @@ def beta_actin(f, rng):
         out += ring/ring.max()*np.float32(.6)
     return out
 
+# %% ../nbs/05_structures.ipynb #c0ef37e7
 def alpha_actinin(f, rng):
     s = stage_of(f)
     n = rng.integers(4, 7) if s <= 1 else rng.integers(2, 4)
@@ -260,6 +268,7 @@ def alpha_actinin(f, rng):
         out += ring/ring.max()*np.float32(.5)
     return out
 
+# %% ../nbs/05_structures.ipynb #e4939612
 def myosin_iib(f, rng):
     s = stage_of(f)
     n = rng.integers(4, 8)

@@ -110,8 +110,12 @@ class Browser:
         return self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)["result"].get("value")
 
     def picture(self, path):
+        "The whole page as a PNG, for a person to look at"
         import base64
-        Path(path).write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]))
+        height = self.run("document.documentElement.scrollHeight")
+        self.send("Emulation.setDeviceMetricsOverride", width=1300, height=height, deviceScaleFactor=1, mobile=False)
+        Path(path).write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
+        self.send("Emulation.clearDeviceMetricsOverride")
 
     def close(self):
         self.socket.close()
