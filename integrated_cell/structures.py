@@ -8,7 +8,7 @@ __all__ = ['STRUCTURES', 'splat', 'cytoplasm', 'tubes', 'structure_density']
 # %% ../nbs/05_structures.ipynb #87335cdc
 import numpy as np
 
-from .shapes import STAGES, Fields, cell_radius, draw_geometry, fields, harmonics, soft_step, voxel_grid
+from .shapes import STAGES, Fields, cell_radius, soft_step
 
 # %% ../nbs/05_structures.ipynb #cb85657f
 def splat(

@@ -1,10 +1,12 @@
 "The command line on image files: Algorithm 3 from a person's own pictures"
+import re
+
 import numpy as np
 import pytest
 import tifffile
 import torch
 from bioio import BioImage
-from conftest import one_sentence, run
+from conftest import PROJECT, one_sentence, run
 
 from integrated_cell.app import main, write_ome
 from integrated_cell.conditional import Conditional
@@ -86,3 +88,10 @@ def test_a_model_that_is_not_ours(tmp_path, capsys):
 def test_an_unknown_source(tmp_path):
     out, err = run(tmp_path, "integrated-cell", "fetch", "hela4d", rc=2)
     assert one_sentence(err) and "hela4d" in err
+
+
+def test_the_lines_of_the_readme():
+    block = re.search(r"```python\n(.*?)```", (PROJECT/"README.md").read_text(), re.S)[1]
+    said = {}
+    exec(block, said)
+    assert len(said["cells"]) == 100 and said["picture"].shape[-1] == 3
