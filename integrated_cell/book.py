@@ -179,6 +179,15 @@ def kept_book(
     return build(root, kept, root/"results/read/book")
 
 # %% ../nbs/21_book.ipynb #d126fbcd
+def _without_machine(notebook):  # an executed notebook -> the same without paths, times a cell and what went to stderr
+    nb = json.loads(notebook.read_text(encoding="utf-8"))
+    nb["metadata"] = {"kernelspec": nb["metadata"].get("kernelspec", {})}
+    for c in nb["cells"]:
+        c["metadata"] = {"tags": c["metadata"]["tags"]} if c["metadata"].get("tags") else {}
+        if "outputs" in c: c["outputs"] = [o for o in c["outputs"] if o.get("name") != "stderr"]
+    return nb
+
+# %% ../nbs/21_book.ipynb #aea965b1
 def publish(
     config_path: str | Path,  # e.g. config/truth.yaml
 ) -> list:  # chapters kept
@@ -191,6 +200,7 @@ def publish(
         page(made["folder"]/c/"notebook.ipynb", numbers(made))
         with whole(root/"book/published"/name/c) as new:
             new.mkdir()
-            for f in ("notebook.ipynb", "metrics.json", "run.json"): shutil.copy(made["folder"]/c/f, new/f)
+            for f in ("metrics.json", "run.json"): shutil.copy(made["folder"]/c/f, new/f)
+            (new/"notebook.ipynb").write_text(json.dumps(_without_machine(made["folder"]/c/"notebook.ipynb"), indent=1, ensure_ascii=False) + "\n")
     shutil.copy(config_path, root/"book/published"/name/f"{name}.yaml")
     return made["chapters"]

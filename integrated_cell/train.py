@@ -146,6 +146,8 @@ class Run:
     out: Path
     settings: dict  # everything that the result depends on, but for the number of epochs
     place: Place = field(default_factory=Place)
+    n_epochs: int = 1  # in all
+    anneal: float = 0.  # last share of the run over which learning rates fall to zero
     @property
     def checkpoint(self): return self.out/"checkpoint.safetensors"
 
@@ -286,6 +288,13 @@ def _pause(run: Run, losses: Losses, came: list, due: bool) -> bool:
     raise SystemExit(143) if want == signal.SIGTERM else KeyboardInterrupt
 
 # %% ../nbs/10_train.ipynb #39f72cf6
+def _set_rates(opts: dict, done: float, anneal: float) -> None:
+    "Learning rates when the share `done` of a run is over and they fall over its last share `anneal`"
+    if not anneal: return
+    for group in (g for opt in opts.values() for g in opt.param_groups):
+        group["lr"] = group.setdefault("initial_lr", group["lr"])*min(1., (1 - done)/anneal)
+
+# %% ../nbs/10_train.ipynb #2e649163
 def _one_epoch(run: Run, step: Callable, nets: dict, opts: dict, batches, came: list, save_every_s: float, bar: tqdm) -> Losses:
     "Go through the rest of an epoch"
     losses = Losses(run.place.sums, run.fabric.device)
@@ -293,6 +302,7 @@ def _one_epoch(run: Run, step: Callable, nets: dict, opts: dict, batches, came: 
     for net in nets.values(): net.train()
     for b, batch in _shares(run, batches):
         for opt in opts.values(): opt.zero_grad()
+        _set_rates(opts, (run.place.epoch + b/len(batches))/run.n_epochs, run.anneal)
         n = len(next(iter(batch.values())))
         losses.add(step(nets, opts, batch, run.fabric), n, b)
         run.place.batch, run.place.cells, now = b + 1, run.place.cells + n, time.monotonic()
@@ -321,9 +331,10 @@ def _end_epoch(run: Run, losses: Losses, log: TensorBoardLogger) -> None:
 
 # %% ../nbs/10_train.ipynb #97fee1ff
 def _train(fabric: Fabric, model: nn.Module, step: Callable, opts: dict, batches, n_epochs: int, out: Path, seed: int, settings: dict,
-           save_every_s: float, show: bool) -> pd.DataFrame:
+           anneal: float, save_every_s: float, show: bool) -> pd.DataFrame:
     "What each process of `fit` does"
-    run = Run(fabric, model.to(fabric.device), opts, out, _all_settings(fabric, model, step, opts, batches, seed=seed, **settings))
+    settings = settings | ({"anneal": anneal, "n_epochs": n_epochs} if anneal else {})
+    run = Run(fabric, model.to(fabric.device), opts, out, _all_settings(fabric, model, step, opts, batches, seed=seed, **settings), n_epochs=n_epochs, anneal=anneal)
     fabric.seed_everything(seed + fabric.global_rank, verbose=False)
     states = _begin(run, n_epochs)
     nets = {name: fabric.setup_module(getattr(model, name)) for name in opts}
@@ -369,11 +380,12 @@ def fit(
     precision: str = "32-true",  # or "bf16-mixed"
     devices: int = 1,  # more than one: a process a device, each with its share of a batch
     accelerator: str = "auto",  # "cpu", "gpu"
+    anneal: float = 0.,  # last share of the run over which all learning rates fall to zero (the paper: 0)
     save_every_s: float = 60,  # seconds between checkpoints
     show: bool = True,  # a progress bar
 ) -> pd.DataFrame:  # a row an epoch: epoch, mean of each loss, seconds, cells_per_s
     "Train the networks by one algorithm; a run that was stopped goes on where it was (Algorithms 1 and 2 are two steps)"
-    args = model, step, opts, batches, n_epochs, Path(out), seed, settings or {}, save_every_s, show
+    args = model, step, opts, batches, n_epochs, Path(out), seed, settings or {}, anneal, save_every_s, show
     if fabric: return _train(fabric, *args)
     many = DDPStrategy(broadcast_buffers=False, start_method="fork") if devices > 1 else "auto"
     fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision, strategy=many)

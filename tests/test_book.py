@@ -2,10 +2,11 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import PROJECT, one_sentence, run, write_chapter
+from conftest import PROJECT, make_study, one_sentence, run, write_chapter
 
 SLIDER = """
 import plotly.graph_objects as go
@@ -17,15 +18,21 @@ HTML(fig.to_html(include_plotlyjs=False, auto_play=False, full_html=False, div_i
 """.strip()
 
 
-@pytest.fixture
-def finished(study):
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
     "The toy study, run to its end, but for the book"
+    study = make_study(tmp_path_factory.mktemp("study"))
     (study/"data_manifest").mkdir()
     for p in (PROJECT/"data_manifest").glob("*.yaml"): shutil.copy(p, study/"data_manifest")
     write_chapter(study, "data", SLIDER)
     (study/"config/toy.yaml").write_text("chapters: [data, reference]\n")
     for chapter in ("data", "reference"): run(study, "integrated-cell", "chapter", chapter, "--config", "config/toy.yaml")
     return study
+
+
+@pytest.fixture
+def finished(once, tmp_path):
+    return Path(shutil.copytree(once, tmp_path/"study"))
 
 
 def prose(root, chapter, text):
@@ -36,7 +43,7 @@ def prose(root, chapter, text):
     nbformat.write(nb, path)
 
 
-def test_every_page_opens_without_network(finished, browser, tmp_path):
+def test_every_page_opens_without_network(finished, browser):
     out, err = run(finished, "integrated-cell", "book", "--config", "config/toy.yaml")
     book = finished/"results/toy/book"
     assert out.strip().endswith("results/toy/book/index.html") and (book/"index.html").exists()
@@ -86,6 +93,7 @@ def test_kept_chapters_are_read_without_running_anything(finished):
     kept = finished/"book/published/toy"
     assert sorted(p.name for p in kept.iterdir()) == ["data", "reference", "toy.yaml"]
     assert json.loads((kept/"data/run.json").read_text())["commit"]
+    assert "papermill" not in (kept/"data/notebook.ipynb").read_text() and "stderr" not in (kept/"data/notebook.ipynb").read_text()
     shutil.rmtree(finished/"results")
     shutil.rmtree(finished/"nbs/experiments")  # nothing of it is needed to read
     shutil.rmtree(kept/"reference")  # a run that is kept in pieces
