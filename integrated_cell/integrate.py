@@ -22,13 +22,14 @@ def integrate_latent(
     z_r: Tensor,  # (n, n_latent_r)
     z_s: Tensor | None = None,  # (n, n_latent_s), the same for all structures of a cell; None: 0, the most probable
     batch_size: int = 64,  # images decoded at once
+    channel: int | slice = STRUCTURE,  # slice(None): all three, (n, K, 3, *shape)
 ) -> Tensor:  # (n, K, *shape) in [0, 1], on the CPU
     "The structure channel of every structure for given shape codes (Algorithm 3, its inner loop)"
     k, device = len(model.classes), next(model.parameters()).device
     z_s = torch.zeros(len(z_r), model.settings["n_latent_s"]) if z_s is None else z_s
     y = torch.arange(k).repeat(len(z_r))
     codes = z_r.cpu().repeat_interleave(k, 0), F.one_hot(y, k).float(), z_s.cpu().repeat_interleave(k, 0)
-    x_s = [torch.sigmoid(model.dec_rs(*[c.to(device) for c in part])[:, STRUCTURE]).cpu() for part in zip(*[c.split(batch_size) for c in codes])]
+    x_s = [torch.sigmoid(model.dec_rs(*[c.to(device) for c in part])[:, channel]).cpu() for part in zip(*[c.split(batch_size) for c in codes])]
     return torch.cat(x_s).unflatten(0, (len(z_r), k))
 
 # %% ../nbs/13_integrate.ipynb #1546fb74
