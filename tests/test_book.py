@@ -101,3 +101,8 @@ def test_kept_chapters_are_read_without_running_anything(finished):
     page = (finished/"results/read/book/toy/data.html").read_text()
     assert "Data of the toy" in page and not (finished/"results/toy").exists()
     assert "Not kept yet: reference" in (finished/"results/read/book/toy/about.html").read_text()
+
+
+def test_the_readme_says_what_was_measured():
+    from integrated_cell.book import measured
+    assert measured(PROJECT/"book/published") in (PROJECT/"README.md").read_text(), "run `make publish` for a kept run"
