@@ -216,7 +216,7 @@ def publish(
         page(made["folder"]/c/"notebook.ipynb", numbers(made))
         with whole(root/"book/published"/name/c) as new:
             new.mkdir()
-            for f in ("metrics.json", "run.json"): shutil.copy(made["folder"]/c/f, new/f)
+            for f in ("metrics.json", "run.json", *(p.name for p in (made["folder"]/c).glob("*.png"))): shutil.copy(made["folder"]/c/f, new/f)
             (new/"notebook.ipynb").write_text(json.dumps(_without_machine(made["folder"]/c/"notebook.ipynb"), indent=1, ensure_ascii=False) + "\n")
     shutil.copy(config_path, root/"book/published"/name/f"{name}.yaml")
     if (root/"README.md").exists(): _put_measured(root)
