@@ -3,6 +3,7 @@
 # A chapter runs again when its notebook, its block in config/<run>.yaml or a chapter before it changed; an edit of the library
 # alone reruns nothing (delete results/<run>/<chapter>/metrics.json to ask for it). Weights and checkpoints are no declared
 # outputs, so that a training chapter that was stopped goes on where it was.
+import json
 import sys
 from pathlib import Path
 
@@ -31,6 +32,9 @@ except BadInput as e:
     print(e, file=sys.stderr)
     sys.exit(2)
 OUT = f"results/{run['name']}"
+for c in run["chapters"]:  # a chapter that last ran with other values (integrated-cell chapter ... -p) runs again
+    ran = Path(OUT)/c/"run.json"
+    if ran.exists() and json.loads(ran.read_text())["parameters"] != parameters(run, c): ran.with_name("metrics.json").unlink(missing_ok=True)
 BOOK = [str(p) for p in Path("book").rglob("*") if p.is_file() and "published" not in p.parts and "_build" not in p.parts]
 
 

@@ -40,6 +40,7 @@ def reference_channels(
     known = {str(n).lower(): i for i, n in enumerate(names)} | given
     try: found = [known["membrane"], known["dna"]]
     except KeyError as e: raise BadInput(f"{path}: which of its {len(names)} channels is {e}? say --channels membrane=0,dna=1 (its channels are called {', '.join(map(str, names))})") from e
+    if found[0] == found[1]: raise BadInput(f"{path}: membrane and dna are both channel {found[0]}; they must be two channels")
     for i in found:
         if not 0 <= i < len(names): raise BadInput(f"{path}: no channel {i}; it has {len(names)}, counted from 0")
     return found
@@ -52,13 +53,15 @@ def read_reference(
     channels: dict,  # as `reference_channels` takes it
     voxel_um: tuple | None = None,  # of the image, where its file does not say
 ) -> np.ndarray:  # (2, *shape) float32 in [0, 1]
-    "x_r of an image file: taken as it is where it has the model's shape in 8 bit, else prepared (section 3.1)"
-    from integrated_cell.prepare import prepare_cell, read_image
+    "x_r of an image file: taken as it is where it has the model's shape and voxel size in 8 bit, else prepared (section 3.1)"
+    from integrated_cell.prepare import DoesNotFit, prepare_cell, read_image
     stack, size_um, names = read_image(path, voxel_um=voxel_um)
     stack = np.asarray(stack)[reference_channels(list(names), channels, path)]
-    if stack.dtype != np.uint8 or stack.shape[1:] != tuple(shape):
+    same = stack.dtype == np.uint8 and stack.shape[1:] == tuple(shape) and (to_voxel_um is None or np.allclose(size_um, to_voxel_um, rtol=.01))
+    if not same:
         if to_voxel_um is None: raise BadInput(f"{path}: the model does not say the voxel size it was trained at; give images of its shape {tuple(shape)} in 8 bit")
         try: stack = prepare_cell(stack, size_um, to_voxel_um, tuple(shape))
+        except DoesNotFit as e: raise BadInput(f"{path}: {str(e).split(';')[0]}; this model cannot take it, leave the cell out or use a model of a larger field") from e
         except BadInput as e: raise BadInput(f"{path}: {e}") from e
     return stack.astype(np.float32)/255
 
@@ -75,32 +78,40 @@ def read_codes(
     return z_r
 
 # %% ../nbs/22_app.ipynb #d9ad3bf7
+def _integrated(model, path, name, channels, voxel_um):  # {stem: (2 + K, *shape) in [0, 1]}
+    import torch
+    from integrated_cell.integrate import integrate, integrate_latent
+    if Path(path).suffix == ".npy":  # membrane and DNA are the decoder's own, the mean over what it draws around each structure
+        x = integrate_latent(model, torch.from_numpy(read_codes(path, model.settings["n_latent_r"])), channel=slice(None)).numpy()
+        return {f"{name}.{i}": np.concatenate([one[:, [0, 2]].mean(0), one[:, 1]]) for i, one in enumerate(x)}
+    x_r = read_reference(path, model.settings["shape"], model.settings["voxel_um"], channels, voxel_um)
+    return {name: np.concatenate([x_r, integrate(model, torch.from_numpy(x_r)[None])[0].numpy()])}
+
+# %% ../nbs/22_app.ipynb #d6856964
 def integrate_images(
     model: str | Path,  # folder of a trained conditional model
     images: list,  # image files, a cell each, or .npy files of z_r
     out: str | Path,  # folder for <stem>.integrated.ome.tif, <stem>.<row>.integrated.ome.tif for codes
     channels: dict | None = None,  # {"membrane": 0, "dna": 1}; None: by name
     voxel_um: tuple | None = None,  # of the images, where their files do not say
+    left_out: list | None = None,  # gets a sentence for each image that cannot be used; None: the first such stops
 ) -> list:  # the files written
     "Algorithm 3: from membrane and DNA, or from z_r alone, the most probable localisation of every structure"
-    import torch
     from integrated_cell.conditional import Conditional
-    from integrated_cell.integrate import integrate, integrate_latent
     from integrated_cell.train import load
     model, written = load(model, Conditional), []
-    shape, size_um = model.settings["shape"], model.settings["voxel_um"]
     names = [Path(i).name.split(".")[0] for i in images]
+    if Path(out).exists() and not Path(out).is_dir(): raise BadInput(f"{out} is a file; --out names a folder")
     for n in names:
         if names.count(n) > 1: raise BadInput(f"{n}: two images have this name; put them into different --out folders")
     for path, name in zip(images, names):
-        if Path(path).suffix == ".npy":  # membrane and DNA are the decoder's own, the mean over what it draws around each structure
-            x = integrate_latent(model, torch.from_numpy(read_codes(path, model.settings["n_latent_r"])), channel=slice(None)).numpy()
-            made = {f"{name}.{i}": np.concatenate([one[:, [0, 2]].mean(0), one[:, 1]]) for i, one in enumerate(x)}
-        else:
-            x_r = read_reference(path, shape, size_um, channels or {}, voxel_um)
-            made = {name: np.concatenate([x_r, integrate(model, torch.from_numpy(x_r)[None])[0].numpy()])}
+        try: made = _integrated(model, path, name, channels or {}, voxel_um)
+        except BadInput as e:
+            if left_out is None: raise
+            left_out.append(str(e))
+            continue
         for stem, x in made.items():
-            written.append(write_ome(Path(out)/f"{stem}.integrated.ome.tif", np.rint(x*255).astype(np.uint8), ["membrane", "dna", *model.classes], size_um))
+            written.append(write_ome(Path(out)/f"{stem}.integrated.ome.tif", np.rint(x*255).astype(np.uint8), ["membrane", "dna", *model.classes], model.settings["voxel_um"]))
     return written
 
 # %% ../nbs/22_app.ipynb #886d4633
@@ -119,11 +130,15 @@ def _channels(said):
     return named
 
 def _sizes(said):
-    try: return tuple(float(v) for v in said.split(",")) if said else None
+    try: sizes = tuple(float(v) for v in said.split(",")) if said else None
     except ValueError as e: raise BadInput(f"--voxel-um {said}: not understood; write the sizes of Z, Y and X in µm, e.g. 0.29,0.1,0.1") from e
+    if sizes and not all(v > 0 for v in sizes): raise BadInput(f"--voxel-um {said}: every size must be above 0")
+    return sizes
 
 def _integrate(a):
-    for path in integrate_images(a.model, a.images, a.out, _channels(a.channels), _sizes(a.voxel_um)): print(path)
+    left_out = []
+    for path in integrate_images(a.model, a.images, a.out, _channels(a.channels), _sizes(a.voxel_um), left_out): print(path)
+    if left_out: raise BadInput("\n".join(left_out))
 
 def _fetch(a):
     from integrated_cell.manifest import fetch

@@ -30,6 +30,7 @@ def split_by_hash(
 ) -> np.ndarray:  # (n,) "train" or "test"
     "Hold out the groups of smallest hash until each class has given its share (section 3.3)"
     frame = pd.DataFrame({"structure": list(structure), "group": [str(g) for g in group]})
+    if not test_fraction: return np.full(len(frame), "train")
     order = sorted(frame.group.unique(), key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).hexdigest())
     test = set()
     for name, of_class in frame.groupby("structure"):
@@ -124,7 +125,7 @@ def write_images(
     return shape
 
 # %% ../nbs/02_cells.ipynb #0dfd8aa8
-@dataclass
+@dataclass(repr=False)
 class Cells:
     "Images and table of a population of cells; `cells[i]` is (c, *s) uint8"
     images: object  # (n, c, *s) uint8, zarr or numpy array
@@ -135,6 +136,7 @@ class Cells:
     provenance: dict  # where the cells come from
     path: Path | None = None  # folder, None in memory
 
+    def __repr__(self): return f"Cells: {len(self)} of {len(self.classes)} classes, channels {', '.join(self.channels)}, shape {self.shape}, voxel {self.voxel_um} µm{f', {self.path}' if self.path else ''}"
     def __len__(self): return len(self.table)
     def __getitem__(self, i): return np.asarray(self.images[i])
     @property

@@ -41,7 +41,7 @@ def integrate(
 ) -> Tensor:  # (n, K, *shape) in [0, 1], on the CPU
     "The most probable image of every structure for given reference images (Algorithm 3)"
     device = next(model.parameters()).device
-    z_r = torch.cat([model.enc_r(part.to(device)).cpu() for part in torch.as_tensor(x_r).split(batch_size)])
+    z_r = torch.cat([model.enc_r(part.to(device)).cpu() for part in torch.as_tensor(x_r, dtype=torch.float32).split(batch_size)])
     return integrate_latent(model, z_r, batch_size=batch_size)
 
 # %% ../nbs/13_integrate.ipynb #cb887a9a

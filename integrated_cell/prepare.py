@@ -200,7 +200,7 @@ def read_image(
     elif channels and len(channels) != len(stack): raise BadInput(f"{path} has {len(stack)} channels ({', '.join(names)}) where {len(channels)} are needed ({', '.join(channels)}); name them in the file or give an image of {len(channels)}")
     if voxel_um is None:
         voxel_um = [(s or 0)*u for s, u in zip(size, unit_um)][-(stack.ndim - 1):]
-        if not all(voxel_um): raise BadInput(f"{path} does not say how large a voxel is along {', '.join(a for a, v in zip('ZYX'[-len(voxel_um):], voxel_um) if not v)}; give voxel_um in micrometres")
+        if not all(voxel_um): raise BadInput(f"{path} does not say how large a voxel is along {', '.join(a for a, v in zip('ZYX'[-len(voxel_um):], voxel_um) if not v)}; give voxel_um in micrometres (--voxel-um on the command line)")
     if len(voxel_um) != stack.ndim - 1: raise BadInput(f"{path} has {stack.ndim - 1} axes ({stack.shape[1:]}) and voxel_um {tuple(voxel_um)} names {len(voxel_um)}; give one for each")
     for name, c in zip(channels or names, stack):
         if not np.isfinite(c).all(): raise BadInput(f"{path}: channel {name} has voxels that are not finite (NaN or infinite); repair the image")
@@ -252,10 +252,10 @@ def prepare_table(
     test_fraction: float = .1,  # share of each class held out
     split_seed: int = 0,  # another seed is another split
 ) -> Cells:  # provenance["left_out"] lists the cells that do not fit
-    "A store of a person's own images; paths are relative to the csv"
+    "A store of a person's own images from a csv with the columns path and structure, a row a cell; paths are relative to the csv"
     folder = Path() if isinstance(table, pd.DataFrame) else Path(table).parent
     if not isinstance(table, pd.DataFrame):
-        if not Path(table).is_file(): raise BadInput(f"{table} is not a csv file; give a table with the columns path and structure, a row a cell")
+        if not Path(table).is_file(): raise BadInput(f"{table}: no such file; give a table with the columns path and structure, a row a cell")
         table = pd.read_csv(table)
     for column in ("path", "structure"):
         if column not in table: raise BadInput(f"the table has no column '{column}'; it has {', '.join(map(str, table.columns))}")

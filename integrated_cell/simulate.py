@@ -137,13 +137,14 @@ def simulate_cells(
     stages=None,  # a name, names or {name: frequency}; None: more than half interphase
     frequencies: str = "uniform",  # or "table_s9"
     path: str | Path | None = None,  # folder of the store; None: in memory
-    **kwargs,  # of `Cells.create`: test_fraction, split_seed
+    **kwargs,  # of `Cells.create`: test_fraction (0.1, or 0 where a structure has a single cell), split_seed
 ) -> Cells:
     "A population of simulated stem cells"
     table, grid = draw_table(n, seed, structures, stages, frequencies), voxel_grid(tuple(shape))
     about = dict(source="simulated", n=n, seed=seed, frequencies=frequencies, shape=list(shape))
     with ThreadPoolExecutor(2) as pool:
         images = pool.map(lambda row: image_cell(row.structure, row.stage, row.seed, shape), table.itertuples())
+        kwargs = {"test_fraction": .1 if table.structure.value_counts().min() > 1 else 0} | kwargs
         return Cells.create(path, images, table, (grid.voxel_um,)*3, ("membrane", "structure", "dna"), about, **kwargs)
 
 # %% ../nbs/06_simulate.ipynb #329c2583

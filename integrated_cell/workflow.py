@@ -57,6 +57,7 @@ def read_config(
     except yaml.YAMLError as e: raise BadInput(f"{path}: not valid YAML near line {e.problem_mark.line + 1 if getattr(e, 'problem_mark', None) else '?'}; correct it") from e
     if not isinstance(said, dict) or not isinstance(said.get("chapters"), list): raise BadInput(f"{path}: no list 'chapters'; name the notebooks to run, in order")
     root, chapters = path.resolve().parent.parent, said.pop("chapters")
+    if not (root/"nbs/experiments").is_dir(): raise BadInput(f"{path}: a run's file must lie in the folder config/ of the project, beside nbs/; move it there")
     known = sorted(p.stem for p in (root/"nbs/experiments").glob("*.ipynb"))
     for c in chapters:
         if c not in known: raise BadInput(f"{path}: unknown chapter '{c}'; there are {', '.join(known)}")

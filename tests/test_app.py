@@ -62,6 +62,8 @@ def test_an_image_of_the_models_shape_is_taken_as_it_is(model, tmp_path):
     (lambda p: tifffile.imwrite(p, one_cell(), metadata={"axes": "CZYX"}), ["--channels", "membrane=0,dna=1"], ["a.ome.tif"]),
     (lambda p: write_ome(p, one_cell(), ["membrane", "dna"], (.25, .15, .15)), ["--channels", "membrane=0,dna=5"], ["no channel 5"]),
     (lambda p: write_ome(p, one_cell(), ["membrane", "dna"], (.25, .15, .15)), ["--channels", "membrane=first"], ["membrane=0,dna=1"]),
+    (lambda p: write_ome(p, one_cell(), ["membrane", "dna"], (.25, .15, .15)), ["--channels", "membrane=1,dna=1"], ["both channel 1"]),
+    (lambda p: write_ome(p, one_cell(), ["membrane", "dna"], (.25, .15, .15)), ["--voxel-um", "0,1,1"], ["above 0"]),
     (lambda p: write_ome(p, np.full((2, 8, 30, 30), 7, np.uint8), ["membrane", "dna"], (.25, .15, .15)), [], ["a.ome.tif", "constant"]),
     (lambda p: p.write_bytes(b"not a picture"), [], ["a.ome.tif"]),
     (lambda p: p.write_bytes(b""), [], ["a.ome.tif"]),
@@ -95,3 +97,25 @@ def test_the_lines_of_the_readme():
     said = {}
     exec(block, said)
     assert len(said["cells"]) == 100 and said["picture"].shape[-1] == 3
+
+
+def test_a_voxel_size_is_never_ignored(model, tmp_path):
+    "An image of the model's shape at another voxel size is prepared, not taken as it is"
+    write_ome(tmp_path/"a.ome.tif", one_cell(SHAPE, VOXEL), ["membrane", "dna"], VOXEL)
+    for out, more in ("as_said", []), ("half", ["--voxel-um", ",".join(str(v/2) for v in VOXEL)]):
+        assert main(["integrate", str(model), str(tmp_path/"a.ome.tif"), "--out", str(tmp_path/out), *more]) == 0
+    a, b = (BioImage(tmp_path/out/"a.integrated.ome.tif").data[0, 0] for out in ("as_said", "half"))
+    assert (b > 127).sum() < .3*(a > 127).sum()
+
+
+def test_the_other_images_go_on(model, tmp_path, capsys):
+    (tmp_path/"bad.ome.tif").write_bytes(b"not a picture")
+    write_ome(tmp_path/"good.ome.tif", one_cell(), ["membrane", "dna"], (.25, .15, .15))
+    assert main(["integrate", str(model), str(tmp_path/"bad.ome.tif"), str(tmp_path/"good.ome.tif"), "--out", str(tmp_path/"out")]) == 2
+    assert [p.name for p in (tmp_path/"out").iterdir()] == ["good.integrated.ome.tif"] and one_sentence(capsys.readouterr().err)
+
+
+def test_out_must_be_a_folder(model, tmp_path, capsys):
+    write_ome(tmp_path/"a.ome.tif", one_cell(), ["membrane", "dna"], (.25, .15, .15))
+    assert main(["integrate", str(model), str(tmp_path/"a.ome.tif"), "--out", str(tmp_path/"a.ome.tif")]) == 2
+    assert "is a file" in capsys.readouterr().err
