@@ -32,9 +32,11 @@ except BadInput as e:
     print(e, file=sys.stderr)
     sys.exit(2)
 OUT = f"results/{run['name']}"
-for c in run["chapters"]:  # a chapter that last ran with other values (integrated-cell chapter ... -p) runs again
+again = set()  # chapters that last ran with other values than the file's (integrated-cell chapter ... -p), and what follows from them
+for c in run["chapters"]:
     ran = Path(OUT)/c/"run.json"
-    if ran.exists() and json.loads(ran.read_text())["parameters"] != parameters(run, c): ran.with_name("metrics.json").unlink(missing_ok=True)
+    if (ran.exists() and json.loads(ran.read_text())["parameters"] != parameters(run, c)) or again & set(BEFORE.get(c, ["data"])): again.add(c)
+for done in [Path(OUT)/c/"metrics.json" for c in again] + ([Path(OUT)/"book/index.html"] if again else []): done.unlink(missing_ok=True)
 BOOK = [str(p) for p in Path("book").rglob("*") if p.is_file() and "published" not in p.parts and "_build" not in p.parts]
 
 

@@ -31,6 +31,11 @@ def test_only_what_changed_and_what_follows_runs_again(study):
     assert planned(study) == ["conditional", "classification"]
     execute(study)
     assert planned(study) == [] and json.loads((study/"results/toy/conditional/metrics.json").read_text())["factor"] == 3
+    # a chapter run by hand with another value, then as the config says
+    run(study, "integrated-cell", "chapter", "conditional", "--config", "config/toy.yaml", "-p", "factor=9")
+    assert planned(study) == ["conditional", "classification"]
+    execute(study)
+    assert planned(study) == [] and json.loads((study/"results/toy/conditional/metrics.json").read_text())["factor"] == 3
     # a notebook touched, then changed
     (study/"nbs/experiments/reference.ipynb").touch()
     assert planned(study) == []
@@ -68,6 +73,7 @@ def test_a_parameter_on_the_command_line(study):
     assert json.loads((study/"results/toy/data/run.json").read_text())["parameters"] == {"results": "results/toy", "factor": 5}
     before = (study/"results/toy/data/notebook.ipynb").read_bytes()
     out, err = run(study, "integrated-cell", "chapter", "data", "--config", "config/toy.yaml", "-p", "epochs=5", rc=2)
+    assert planned(study) == ALL  # as the config says again: what a command line changed does not stay
     assert one_sentence(err) and "unknown parameter 'epochs'" in err and (study/"results/toy/data/notebook.ipynb").read_bytes() == before
 
 
