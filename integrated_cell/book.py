@@ -76,11 +76,19 @@ def _table(
     return "\n".join("| " + " | ".join(str(v).replace("|", "\\|").replace("\n", " ") for v in r) + " |" for r in [head, ["---"]*len(head), *rows])
 
 # %% ../nbs/21_book.ipynb #b0bbfbdd
+def _run(
+    folder: Path,  # of a chapter that ran
+) -> dict:  # run.json; `seconds` holds all of a training that went on from a checkpoint
+    "What a chapter needed"
+    run, metrics = (json.loads((folder/f).read_text()) for f in ("run.json", "metrics.json"))
+    return run | {"seconds": max(run["seconds"], metrics.get("seconds", 0), metrics.get("training_seconds", 0))}
+
+# %% ../nbs/21_book.ipynb #48038f9c
 def about(
     part: dict,  # of `part`
 ) -> str:  # Markdown
     "The page about a run: its file, where, when and how long each chapter ran, and every number it wrote"
-    runs = {c: json.loads((part["folder"]/c/"run.json").read_text()) for c in part["chapters"] if (part["folder"]/c/"run.json").exists()}
+    runs = {c: _run(part["folder"]/c) for c in part["chapters"] if (part["folder"]/c/"run.json").exists()}
     took = [[c, f"{r['seconds']/60:.1f}", f"{r['memory_gib']:.1f}", r["device"], r["date"], f"`{r['commit']}`"] for c, r in runs.items()]
     used = sorted({f"{p} {v}" for r in runs.values() for p, v in r["versions"].items()})
     total = sum(r["seconds"] for r in runs.values())/60
@@ -140,7 +148,7 @@ def _version():
     return __version__
 
 def _minutes(p):
-    return f"{sum(json.loads(f.read_text())['seconds'] for f in p['folder'].glob('*/run.json'))/60:.0f}"
+    return f"{sum(_run(f.parent)['seconds'] for f in p['folder'].glob('*/run.json'))/60:.0f}"
 
 # %% ../nbs/21_book.ipynb #4e6d7e61
 def build(
@@ -185,7 +193,7 @@ def measured(
     "What each kept run needed: time, the largest memory of a chapter, and on what"
     rows = []
     for p in sorted(published.glob("*/*.yaml")):
-        runs = [json.loads(f.read_text()) for f in sorted(p.parent.glob("*/run.json"))]
+        runs = [_run(f.parent) for f in sorted(p.parent.glob("*/run.json"))]
         rows.append([f"`{p.stem}`", f"{sum(r['seconds'] for r in runs)/60:.0f} min", f"{max(r['memory_gib'] for r in runs):.1f} GiB", runs[0]["device"], runs[0]["date"]])
     return _table(["config", "time", "memory", "device", "date"], rows)
 
