@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['point_spread', 'expose', 'camera', 'expected_reference', 'image_cell', 'draw_table', 'simulate_cells',
-           'resample_structure']
+           'expected_cell', 'resample_structure']
 
 # %% ../nbs/06_simulate.ipynb #36cf41ae
 from concurrent.futures import ThreadPoolExecutor
@@ -146,6 +146,17 @@ def simulate_cells(
         images = pool.map(lambda row: image_cell(row.structure, row.stage, row.seed, shape), table.itertuples())
         kwargs = {"test_fraction": .1 if table.structure.value_counts().min() > 1 else 0} | kwargs
         return Cells.create(path, images, table, (grid.voxel_um,)*3, ("membrane", "structure", "dna"), about, **kwargs)
+
+# %% ../nbs/06_simulate.ipynb #0cb8a6ba
+def expected_cell(
+    cells: Cells,  # simulated
+    i: int,  # which cell
+) -> np.ndarray:  # (3, *shape) float32 in [0, 0.9]: membrane, structure, dna
+    "A simulated cell before the camera: the expected image, no shot noise"
+    if "seed" not in cells.table or "stage" not in cells.table: raise BadInput("these cells were not simulated, so their expected images are unknown; use cells of simulate_cells")
+    row = cells.table.iloc[i]
+    f, membrane, dna = expected_reference(row.stage, row.seed, tuple(cells.shape))
+    return np.stack([membrane, expose(structure_density(f, row.structure, _stream(row.seed, 1)), f.grid.voxel_um), dna])
 
 # %% ../nbs/06_simulate.ipynb #329c2583
 def resample_structure(

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from sklearn.metrics import accuracy_score, recall_score
 
-from integrated_cell import metrics
+from integrated_cell import classify, metrics
 from integrated_cell.cells import Cells
 from integrated_cell.results import BadInput
 from integrated_cell.train import load
@@ -44,9 +44,9 @@ def test_correlation_broadcasts_a_mean_image():
 
 
 def test_scores_agree_with_sklearn(answers):
-    found = metrics.scores(*answers)
+    found = classify.scores(*answers)
     assert found["accuracy"] == pytest.approx(accuracy_score(*answers)) and found["macro_recall"] == pytest.approx(recall_score(*answers, average="macro"))
-    assert metrics.recall_table(*answers, list("abcd"))["recall"].tolist() == pytest.approx(recall_score(*answers, average=None).tolist())
+    assert classify.recall_table(*answers, list("abcd"))["recall"].tolist() == pytest.approx(recall_score(*answers, average=None).tolist())
 
 
 @pytest.mark.parametrize("n, p", [([60, 30, 20], [.95, .9, .8]), ([18]*11, [.97]*11), ([47, 345, 19, 450, 17], [.77, .96, .37, .998, 1.])])
@@ -55,7 +55,7 @@ def test_intervals_cover_the_truth(n, p):
     rng, n, p = np.random.default_rng(0), np.array(n), np.array(p)
     y, held = np.repeat(np.arange(len(n)), n), []
     for _ in range(1000):
-        found = metrics.scores(y, np.where(rng.random(len(y)) < p[y], y, -1))
+        found = classify.scores(y, np.where(rng.random(len(y)) < p[y], y, -1))
         held.append([found[f"{m}_low"] <= true <= found[f"{m}_high"] for m, true in (("accuracy", (n*p).sum()/n.sum()), ("macro_recall", p.mean()))])
     assert (np.mean(held, 0) > .925).all() and (np.mean(held, 0) < .985).all()
 
@@ -80,7 +80,7 @@ def test_in_batches_refuses_no_cells(few):
 def test_features_of_odd_cells_are_finite(shape):
     "Empty, constant and structureless cells give numbers, not a crash, in 2D and 3D"
     odd = np.stack([np.zeros((3, *shape)), np.full((3, *shape), 255), np.eye(3)[:, 1].reshape(3, *[1]*len(shape))*np.ones(shape)*9]).astype(np.uint8)
-    table = metrics.image_features(odd, (.5,)*len(shape))
+    table = classify.image_features(odd, (.5,)*len(shape))
     assert len(table) == 3 and np.isfinite(table.to_numpy()).all()
 
 
@@ -88,7 +88,7 @@ def test_features_do_not_depend_on_brightness_where_they_should_not():
     x = np.random.default_rng(0).integers(0, 100, (1, 3, 6, 12, 14), dtype=np.uint8)
     x[0, 2] = 0; x[0, 2, 2:4, 4:8, 5:9] = 90
     brighter = x.copy(); brighter[:, 1] *= 2
-    a, b = (metrics.image_features(t, (1, 1, 1)).iloc[0] for t in (x, brighter))
+    a, b = (classify.image_features(t, (1, 1, 1)).iloc[0] for t in (x, brighter))
     same = ["in_nucleus", "from_nucleus_um", "from_border_um", "height_um", "n_objects", "fineness", "cv_in_cell"]
     assert np.allclose(a[same].astype(float), b[same].astype(float)) and b["total"] == 2*a["total"]
 
@@ -96,12 +96,12 @@ def test_features_do_not_depend_on_brightness_where_they_should_not():
 def test_classifier_learns_resumes_and_loads(few, tmp_path):
     def train(n_epochs, out):
         torch.manual_seed(0)
-        model = metrics.Classifier(few.shape, 2, width=.125)
-        return model, metrics.fit_classifier(model, few.batches(few.rows("train"), 8), n_epochs, out, lr=1e-2, show=False)
+        model = classify.Classifier(few.shape, 2, width=.125)
+        return model, classify.fit_classifier(model, few.batches(few.rows("train"), 8), n_epochs, out, lr=1e-2, show=False)
     model, history = train(6, tmp_path/"straight")
     train(2, tmp_path/"stopped")
     again, _ = train(6, tmp_path/"stopped")
-    loaded = load(tmp_path/"straight", metrics.Classifier)
+    loaded = load(tmp_path/"straight", classify.Classifier)
     x = torch.rand(2, 3, *few.shape)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
     assert torch.equal(loaded.features(x), model.features(x)) and not model.training
@@ -118,5 +118,5 @@ def test_features_tell_real_proteins_apart():
     from integrated_cell.manifest import fetch
     from integrated_cell.prepare import hela_cells
     cells = hela_cells(fetch("hela3d"), n=40)
-    features = metrics.image_features(cells, cells.voxel_um)
+    features = classify.image_features(cells, cells.voxel_um)
     assert cross_val_score(RandomForestClassifier(200, random_state=0), features, cells.table.y, cv=4).mean() > .75
