@@ -10,23 +10,36 @@ from pathlib import Path
 from integrated_cell.results import BadInput
 from integrated_cell.workflow import parameters, read_config
 
-BEFORE = {
+BEFORE = {  # with a question mark: where the run has it
     "data": [],
     "gallery": ["data"],
     "preparation": ["data"],
+    "judge": ["data"],
     "reference": ["data"],
     "conditional": ["data", "reference"],
+    "prior": ["conditional"],
     "classification": ["conditional"],
+    "reconstruction": ["conditional"],
     "integration": ["conditional", "reference"],
+    "latent": ["prior"],
+    "distribution": ["judge", "prior"],
+    "calibration": ["judge", "reference"],
+    "variation": ["prior", "calibration?"],
+    "against_truth": ["calibration", "prior"],
+    "traversal": ["conditional"],
+    "identifiability": ["calibration"],
+    "comparison": ["classification", "latent", "distribution", "variation", "against_truth"],
+    "errata": ["conditional"],
     "cross_validation": ["data"],
 }
-TRAINS = {"data", "reference", "conditional", "cross_validation"}  # these use every core they get
+TRAINS = {"data", "judge", "reference", "conditional", "prior", "calibration", "against_truth", "identifiability", "cross_validation"}  # these use every core they get
 
 CONFIG = f"config/{config.get('run', 'quick')}.yaml"
 try:
     run = read_config(CONFIG)
     for c in run["chapters"]:
-        for b in BEFORE.get(c, ["data"]):
+        BEFORE[c] = [b.strip("?") for b in BEFORE.get(c, ["data"]) if b.strip("?") in run["chapters"] or "?" not in b]
+        for b in BEFORE[c]:
             if b not in run["chapters"]: raise BadInput(f"{CONFIG}: chapter '{c}' follows from '{b}'; name both under chapters")
 except BadInput as e:
     print(e, file=sys.stderr)
@@ -35,7 +48,7 @@ OUT = f"results/{run['name']}"
 again = set()  # chapters that last ran with other values than the file's (integrated-cell chapter ... -p), and what follows from them
 for c in run["chapters"]:
     ran = Path(OUT)/c/"run.json"
-    if (ran.exists() and json.loads(ran.read_text())["parameters"] != parameters(run, c)) or again & set(BEFORE.get(c, ["data"])): again.add(c)
+    if (ran.exists() and json.loads(ran.read_text())["parameters"] != parameters(run, c)) or again & set(BEFORE[c]): again.add(c)
 for done in [Path(OUT)/c/"metrics.json" for c in again] + ([Path(OUT)/"book/index.html"] if again else []): done.unlink(missing_ok=True)
 BOOK = [str(p) for p in Path("book").rglob("*") if p.is_file() and "published" not in p.parts and "_build" not in p.parts]
 
@@ -56,7 +69,7 @@ for chapter in run["chapters"]:
         name:
             chapter
         input:
-            f"nbs/experiments/{chapter}.ipynb", [f"{OUT}/{b}/metrics.json" for b in BEFORE.get(chapter, ["data"])]
+            f"nbs/experiments/{chapter}.ipynb", [f"{OUT}/{b}/metrics.json" for b in BEFORE[chapter]]
         output:
             f"{OUT}/{chapter}/metrics.json"
         log:
