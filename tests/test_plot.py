@@ -101,3 +101,33 @@ def test_the_slider_of_a_page_changes_the_picture(browser, tmp_path):
     browser.run("(()=>{let g=document.querySelector('.js-plotly-plot'), s=g.layout.sliders[0].steps[4]; return Plotly.restyle(g, s.args[0]).then(()=>1)})()")
     assert before.startswith("data:image/png") and browser.run(shown) != before
     browser.picture(tmp_path / "page.png")
+
+
+def test_a_film_plays_holds_and_goes_to_any_frame(browser, tmp_path):
+    frames = np.zeros((6, 5, 3, 4, 30, 40), np.uint8)
+    for k in range(6): frames[k, :, 1, :, 5 * k:5 * k + 5, 5:35] = 200; frames[k, :, 0, :, ::29] = 90
+    (tmp_path / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
+    html = plot.animation(frames, [f"stage {k}" for k in range(6)], (.5, .2, .2), [f"structure {k}" for k in range(5)], ncols=3, seconds=.1).data
+    (tmp_path / "page.html").write_text(f"<meta charset='utf-8'><script src='plotly.min.js'></script>{html}", encoding="utf-8")
+    asked, lost = browser.open(tmp_path / "page.html")
+    assert not lost and all(a.startswith(("file:", "data:", "blob:")) for a in asked)
+    graph = "document.querySelector('.js-plotly-plot')"
+    shown, label = f"{graph}.data[0].source", "document.querySelector('.slider-label').textContent"
+    first = browser.run(shown)
+    assert browser.run(label) == "stage 0"
+    command = "(()=>{let g=%s, b=g.layout.%s; return Plotly.animate(g, ...b.args).then(()=>1)})()"
+    browser.run(command % (graph, "sliders[0].steps[3]"))
+    third = browser.run(shown)
+    assert third != first and browser.run(label) == "stage 3"
+    browser.run(command % (graph, "updatemenus[0].buttons[0]"))
+    assert browser.run(label) == "stage 5" and browser.run(shown) not in (first, third)
+    browser.picture(tmp_path / "page.png")
+
+
+def test_a_film_of_large_cells_stays_small_and_its_scale_bar_true():
+    z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in (2, 96, 128)], indexing="ij")
+    frames = [[np.stack([np.exp(-((y**2 + x**2 - a) / .1)**2) + 0*z, (np.sin(30 * x * y + k) > .9) + 0*z, (x**2 + y**2 < a / 3) + 0*z]).astype(np.float32) for k in range(12)] for a in np.linspace(.4, .8, 36)]
+    html = plot.animation(frames, [str(k) for k in range(36)], (.3, .3, .3), ["name"] * 12).data
+    assert len(html) < 4_000_000 and '"dx":0.6' in html.replace(" ", "")
+    for labels in ([], ["one"]):
+        with pytest.raises(BadInput): plot.animation(frames[:2], labels, (.3, .3, .3))

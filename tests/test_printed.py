@@ -1,0 +1,57 @@
+"The papers' tables as printed agree with themselves, and the code that reads the manifests leaves them alone"
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from integrated_cell.classify import recall_table, scores
+from integrated_cell.manifest import sources
+from integrated_cell.metrics import inception_score
+from integrated_cell.simulate import TABLE_S9
+
+FOLDER = Path(__file__).resolve().parent.parent/"data_manifest"
+CLASSES = sorted(TABLE_S9)
+
+
+@pytest.fixture(scope="module")
+def table():
+    printed = pd.read_csv(FOLDER/"printed/johnson2017.csv")
+    assert list(printed) == ["table", "row", "column", "value"] and not printed.duplicated(["table", "row", "column"]).any()
+    return {t: g.pivot(index="row", columns="column", values="value") for t, g in printed.groupby("table")}
+
+
+def test_s9_adds_up(table):
+    s9 = table["S9"].astype(int)
+    assert s9.total.to_dict() == TABLE_S9 and (s9.train + s9.test == s9.total).all()
+    assert s9.total.sum() == 21967  # the cells of section 3.1
+
+
+def test_rows_of_s11_are_the_test_cells_of_s9(table):
+    s11 = table["S11"].astype(int).loc[CLASSES, CLASSES]
+    assert (s11.sum(axis=1) == table["S9"].loc[CLASSES, "test"]).all()
+
+
+def test_s11_gives_its_recalls_and_accuracy(table):
+    s11 = table["S11"].astype(int).loc[CLASSES, CLASSES].to_numpy()
+    y, y_hat = np.indices(s11.shape).reshape(2, -1).repeat(s11.ravel(), 1)
+    recall, of_all = recall_table(y, y_hat, CLASSES), scores(y, y_hat)
+    assert recall.right.loc["myosin IIB"] == 7 and recall.n.loc["myosin IIB"] == 19 and recall.most_often_taken_for["myosin IIB"] == "desmoplakin"
+    assert of_all["n"] == 2212 and of_all["accuracy"] == pytest.approx(2140/2212)
+    assert of_all["macro_recall"] == pytest.approx((s11.diagonal()/s11.sum(1)).mean()) == pytest.approx(.902, abs=5e-4)
+
+
+@pytest.mark.parametrize("split, off", [("train", 2e-4), ("test", None)])
+def test_inception_scores_of_s10_on_data_stay_at_their_ceiling(table, split, off):
+    n, said = table["S9"].loc[CLASSES, split], table["S10"][f"data {split}"]
+    certain = np.eye(len(CLASSES))[np.arange(len(CLASSES)).repeat(n.astype(int))]
+    top = inception_score(certain, np.asarray(CLASSES).repeat(n.astype(int)))
+    assert top[CLASSES].to_numpy() == pytest.approx((n.sum()/n).to_numpy())
+    assert inception_score(certain) == pytest.approx(np.exp(-(n/n.sum()*np.log(n/n.sum())).sum()))
+    assert said["all classes"] <= inception_score(certain) + .0015
+    assert (said[CLASSES] <= top[CLASSES]*1.002).all()  # p(y) is that of the predictions, so a little more is possible
+    if off: assert said[CLASSES].to_numpy() == pytest.approx(top[CLASSES].to_numpy(), rel=off)
+
+
+def test_the_manifests_do_not_see_the_printed_tables():
+    assert "printed" not in sources(FOLDER).index and (FOLDER/"printed/README.md").exists()
