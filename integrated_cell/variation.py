@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MITOTIC_SHIFTS', 'neg_log_det', 'streamed_correlation', 'structure_correlation', 'structure_variation',
-           'sample_variation', 'cliffs_delta', 'mitotic_shifts', 'rank_correlation']
+           'sample_variation', 'cliffs_delta', 'mitotic_shifts', 'spearman', 'rank_correlation']
 
 # %% ../nbs/15_variation.ipynb #4b45cfab
 from contextlib import contextmanager
@@ -153,6 +153,16 @@ def mitotic_shifts(
     return table.assign(q=stats.false_discovery_control(table.p), paper=table.index.map(MITOTIC_SHIFTS))
 
 # %% ../nbs/15_variation.ipynb #d7e149cb
+def spearman(
+    a: np.ndarray,  # (..., n_cells, K)
+    b: np.ndarray,  # (..., n_cells, K)
+) -> np.ndarray:  # (..., K); 0 where one is constant
+    "Spearman's correlation across cells, structure by structure"
+    a, b = (r - r.mean(-2, keepdims=True) for r in (stats.rankdata(t, axis=-2) for t in (a, b)))
+    norm = np.sqrt((a*a).sum(-2)*(b*b).sum(-2))
+    return (a*b).sum(-2)/np.where(norm > 0, norm, 1)
+
+# %% ../nbs/15_variation.ipynb #666793bb
 def rank_correlation(
     a: np.ndarray,  # (n,) one measure of each cell
     b: np.ndarray,  # (n,) another of the same cells
@@ -164,8 +174,5 @@ def rank_correlation(
     pair = np.stack([np.asarray(a, float), np.asarray(b, float)])
     drawn = np.random.default_rng(seed).integers(pair.shape[1], size=(n_boot, pair.shape[1]))
     drawn[0] = np.arange(pair.shape[1])  # the cells as they are
-    rank = stats.rankdata(pair[:, drawn], axis=-1)
-    rank -= rank.mean(-1, keepdims=True)
-    norm = np.sqrt((rank**2).sum(-1).prod(0))
-    rho = (rank.prod(0).sum(-1)/np.where(norm > 0, norm, 1))
+    rho = spearman(*pair[:, drawn, None])[:, 0]
     return float(rho[0]), *(float(q) for q in np.quantile(rho[1:], [(1 - level)/2, (1 + level)/2]))
