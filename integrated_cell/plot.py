@@ -26,7 +26,8 @@ from .results import BadInput
 
 # %% ../nbs/03_plot.ipynb #f036cb78
 _WIDTH = 7.5  # inches, the column of the book
-COLOURS = {"membrane": (1, 0, 1), "structure": (1, 1, 0), "dna": (0, 1, 1)}  # additive RGB, after the paper's figures
+COLOURS = {"membrane": (1, 0, 1), "structure": (1, 1, 0), "dna": (0, 1, 1),  # additive RGB, after the paper's figures
+           "red": (1, 0, 1), "green": (0, 1, 0)}  # the channels of Osokin et al., red drawn magenta so that everyone can tell them apart
 _CHANNELS = {1: ["structure"], 2: ["membrane", "dna"], 3: ["membrane", "structure", "dna"]}  # what a cell of so many channels holds
 
 def theme(
