@@ -315,8 +315,8 @@ def _one_epoch(run: Run, step: Callable, nets: dict, opts: dict, batches, came: 
     return losses
 
 # %% ../nbs/10_train.ipynb #bf4449ed
-def _end_epoch(run: Run, losses: Losses, log: TensorBoardLogger) -> None:
-    "Write down an epoch: checkpoint, history.csv, TensorBoard"
+def _end_epoch(run: Run, losses: Losses, log: TensorBoardLogger, keep: dict[int, str]) -> None:
+    "Write down an epoch: checkpoint, history.csv, TensorBoard, a copy of the model where one is asked for"
     place, world = run.place, run.fabric.world_size
     means = run.fabric.all_reduce(losses.sums.clone(), reduce_op="mean")/max(place.cells, 1)
     row = {"epoch": place.epoch, **dict(zip(losses.names, means.tolist())),
@@ -326,12 +326,13 @@ def _end_epoch(run: Run, losses: Losses, log: TensorBoardLogger) -> None:
     run.place = Place(epoch=place.epoch + 1, history=place.history + [row])
     _keep(run)
     if run.fabric.is_global_zero:
+        if run.place.epoch in keep: save(run.model, run.out/keep[run.place.epoch])
         with whole(run.out/"history.csv") as part: pd.DataFrame(run.place.history).to_csv(part, index=False)
         log.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=place.epoch)
 
 # %% ../nbs/10_train.ipynb #97fee1ff
 def _train(fabric: Fabric, model: nn.Module, step: Callable, opts: dict, batches, n_epochs: int, out: Path, seed: int, settings: dict,
-           anneal: float, save_every_s: float, show: bool) -> pd.DataFrame:
+           anneal: float, save_every_s: float, show: bool, keep: dict[int, str]) -> pd.DataFrame:
     "What each process of `fit` does"
     settings = settings | ({"anneal": anneal, "n_epochs": n_epochs} if anneal else {})
     run = Run(fabric, model.to(fabric.device), opts, out, _all_settings(fabric, model, step, opts, batches, seed=seed, **settings), n_epochs=n_epochs, anneal=anneal)
@@ -346,7 +347,7 @@ def _train(fabric: Fabric, model: nn.Module, step: Callable, opts: dict, batches
     with _signals() as came, tqdm(total=total, initial=done, unit="batch", mininterval=1 if sys.stderr.isatty() else 60, disable=not show) as bar:
         while run.place.epoch < n_epochs:
             losses = _one_epoch(run, step, nets, ready, batches, came, save_every_s, bar)
-            _end_epoch(run, losses, log)
+            _end_epoch(run, losses, log, keep)
             bar.set_postfix({k: f"{run.place.history[-1][k]:.3g}" for k in losses.names})
     if fabric.is_global_zero: save(model, out)  # also of a finished run, which may have been killed before this line
     log.finalize("success")
@@ -383,9 +384,10 @@ def fit(
     anneal: float = 0.,  # last share of the run over which all learning rates fall to zero (the paper: 0)
     save_every_s: float = 60,  # seconds between checkpoints
     show: bool = True,  # a progress bar
+    keep: dict[int, str] | None = None,  # after how many epochs a copy of the model is kept, in which folder of `out`
 ) -> pd.DataFrame:  # a row an epoch: epoch, mean of each loss, seconds, cells_per_s
     "Train the networks by one algorithm; a run that was stopped goes on where it was (Algorithms 1 and 2 are two steps)"
-    args = model, step, opts, batches, n_epochs, Path(out), seed, settings or {}, anneal, save_every_s, show
+    args = model, step, opts, batches, n_epochs, Path(out), seed, settings or {}, anneal, save_every_s, show, keep or {}
     if fabric: return _train(fabric, *args)
     many = DDPStrategy(broadcast_buffers=False, start_method="fork") if devices > 1 else "auto"
     fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision, strategy=many)
