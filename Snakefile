@@ -31,8 +31,17 @@ BEFORE = {  # with a question mark: where the run has it
     "comparison": ["calibration", "classification", "prior", "integration", "latent", "distribution", "variation", "against_truth"],
     "errata": ["conditional"],
     "cross_validation": ["data"],
+    "yeast": [],
+    "gans": ["yeast"],
+    "gan_samples": ["gans"],
+    "two_sample_real": ["yeast"],
+    "two_sample": ["gans", "two_sample_real"],
+    "two_sample_training": ["gans", "two_sample_real"],
+    "inversion": ["gans"],
+    "cell_cycle": ["gans"],
+    "one_scale": ["gans", "two_sample_real", "conditional?", "reference?", "prior?"],
 }
-TRAINS = {"data", "judge", "reference", "conditional", "prior", "calibration", "against_truth", "identifiability", "cross_validation"}  # these use every core they get
+TRAINS = {"data", "judge", "reference", "conditional", "prior", "calibration", "against_truth", "identifiability", "cross_validation", "gans"}  # these use every core they get
 
 CONFIG = f"config/{config.get('run', 'quick')}.yaml"
 try:

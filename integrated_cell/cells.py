@@ -50,9 +50,9 @@ def check_split(
 ) -> np.ndarray:  # (n,) "train" or "test"
     "A published split as it is: only train and test, and some of both in every class"
     odd = table[~table.split.isin(["train", "test"])]
-    if len(odd): raise BadInput(f"cell '{odd.cell_id.iloc[0]}' has the split '{odd.split.iloc[0]}'; it must be train or test, or leave the column out to have one drawn")
+    if len(odd): raise BadInput(f"cell '{odd.cell_id.iloc[0]}' has the split '{odd.split.iloc[0]}'; write train or test, or leave the column out to have one drawn")
     for name, split in table.groupby("structure").split:
-        if split.nunique() < 2: raise BadInput(f"all cells of class '{name}' are {split.iloc[0]} cells, so it cannot be both trained on and tested; add cells or leave the class out")
+        if split.nunique() < 2: raise BadInput(f"all cells of class '{name}' are {split.iloc[0]} cells; it needs both to be trained on and tested, or leave the class out")
     return table.split.to_numpy(object)
 
 # %% ../nbs/02_cells.ipynb #00a01538

@@ -63,7 +63,7 @@ class Gan(nn.Module):
         pairs: bool = True,  # a critic for each green with the red; False: one critic sees all channels
         objective: str = "wgan-gp",  # or "gan", "wgan"
         n_filters: int = 32,  # of a tower, by output channel (the paper: 32)
-        n_filters_critic: int = 64,  # of each critic (the paper: 64)
+        n_filters_critic: int = 64,  # of a critic of two channels; more channels, more filters (the paper: 64, and 224 for seven)
         n_latent: int = 50,  # noise by output channel (the paper: 50)
         shared_noise: bool = False,  # one green noise for all towers (the original code)
     ):
@@ -73,8 +73,8 @@ class Gan(nn.Module):
                              n_filters=n_filters, n_filters_critic=n_filters_critic, n_latent=n_latent, shared_noise=shared_noise)
         self.proteins, self.objective, self.pairs, self.n_channels = list(proteins), objective, pairs and len(greens) > 0, red + sum(greens)
         self.gen = Towers(shape, red, tuple(greens), n_filters, n_latent, shared_noise)
-        n = len(greens) if self.pairs else 1
-        self.critics = Critics(n, shape, 2 if self.pairs else self.n_channels, n_filters_critic, norm=objective != "wgan-gp")
+        n, seen = (len(greens), 2) if self.pairs else (1, self.n_channels)
+        self.critics = Critics(n, shape, seen, n_filters_critic*seen//2, norm=objective != "wgan-gp")
 
 def views(
     x: Tensor,  # (b, channels, *s), red first
