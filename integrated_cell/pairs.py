@@ -38,7 +38,8 @@ def stretch(
     x, axes = np.asarray(x, np.float64), tuple(range(1, np.ndim(x)))
     low, high = np.percentile(np.where(np.isfinite(x), x, 0), (_LOW, _HIGH), axes, keepdims=True)
     for name, c, l, h in zip(channels, x, low.ravel(), high.ravel()):
-        what = ("" if h > l else f"is constant (one value from the {_LOW:g}st to the {_HIGH:g}th percentile)") if np.isfinite(c).all() else "has values that are not finite"
+        what = "" if h > l else f"is constant (one value from the {_LOW:g}st to the {_HIGH:g}th percentile)"
+        if not np.isfinite(c).all(): what = "has values that are not finite"
         if what: raise BadInput(f"cell '{cell_id}': its {name} channel {what}; repair the image or leave the cell out")
     return np.rint(np.clip((x - low)/(high - low), 0, 1)*255).astype(np.uint8)
 
@@ -50,7 +51,7 @@ def paired_images(
     folder, again = Path(folder), "fetch yeast_paired again"
     if (folder/"cells.npz").is_file() and (folder/"cells.csv").is_file():
         try: images, table = np.load(folder/"cells.npz")["images"], pd.read_csv(folder/"cells.csv")
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e: raise BadInput(f"{folder}: cells.npz or cells.csv cannot be read ({e}); {again}") from e
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e: raise BadInput(f"{folder}: its npz or csv cannot be read ({e}); {again}") from e
         if len(images) != len(table): raise BadInput(f"{folder}: cells.npz holds {len(images)} cells and cells.csv {len(table)}; {again}")
     else:
         gfp = sorted(folder.rglob("*_gfp.tif"), key=lambda p: p.relative_to(folder).as_posix())
@@ -89,7 +90,8 @@ def paired_cells(
     table = table.iloc[rows].rename(columns={"protein": "structure"})
     table.insert(0, "cell_id", table.field + "_" + table.cell.astype(str))
     items = (stretch(images[i], name) for i, name in zip(rows, table.cell_id))
-    return Cells.create(path, items, table, None, ("red", "green"), dict(source="yeast_paired", percentiles=[_LOW, _HIGH]), test_fraction, "field", split_seed)
+    about = dict(source="yeast_paired", percentiles=[_LOW, _HIGH])
+    return Cells.create(path, items, table, None, ("red", "green"), about, test_fraction, "field", split_seed)
 
 # %% ../nbs/20_pairs.ipynb #527ed3c6
 def check_entry(
@@ -118,7 +120,7 @@ class Archive:
             self.names = sorted(p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
             return
         try: self.zip = zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, OSError) as e: raise BadInput(f"{self.path} cannot be read as a zip ({e}); it may be cut short: fetch it again") from e
+        except (zipfile.BadZipFile, OSError) as e: raise BadInput(f"{self.path} is not a whole zip ({e}); it may be cut short: fetch it again") from e
         for info in self.zip.infolist(): check_entry(info, self.path)
         self.names = sorted(i.filename for i in self.zip.infolist() if not i.is_dir())
     def read(self, name: str) -> bytes:
@@ -188,19 +190,21 @@ def lin_cells(
 
 # %% ../nbs/20_pairs.ipynb #2b5051ca
 def plain_features(
-    images: np.ndarray,  # (n, c, Y, X) uint8
+    images,  # (n, c, Y, X) uint8, zarr or numpy
     channels: Sequence[str] = ("red", "green"),  # their names
 ) -> pd.DataFrame:  # a row a cell, columns "red mean", ...
     "Brightness, contrast, grain and the place of the light, a dozen numbers a channel"
-    x, out = np.asarray(images, np.float32)/255, {}
-    for c, name in enumerate(channels):
-        a = x[:, c]
-        total = a.sum((1, 2)) + 1e-6
-        out |= {f"{name} mean": a.mean((1, 2)), f"{name} sd": a.std((1, 2)), f"{name} share above half": (a > .5).mean((1, 2)),
-                f"{name} grain": sum(np.abs(np.diff(a, axis=k)).sum((1, 2)) for k in (1, 2))/total}
-        for axis, along in (("y", a.sum(2)), ("x", a.sum(1))):
-            at = np.linspace(-1, 1, along.shape[1], dtype=np.float32)
-            out[f"{name} spread {axis}"] = np.sqrt((along*at**2).sum(1)/total)
-            third = np.minimum(np.abs(at)*3//1, 2)  # inner, middle and outer third of both halves
-            out |= {f"{name} {axis} {k}": along[:, third == k].sum(1)/total for k in range(3)}
-    return pd.DataFrame(out)
+    blocks = (np.asarray(images[i:i + 1024], np.float32)/255 for i in range(0, len(images), 1024))
+    return pd.concat([pd.DataFrame(dict(f for c, name in enumerate(channels) for f in _plain(x[:, c], name))) for x in blocks], ignore_index=True)
+
+def _plain(x, name):  # (n, Y, X) of one channel -> pairs of a feature's name and its n values
+    total = x.sum((1, 2)) + 1e-6
+    yield f"{name} mean", x.mean((1, 2))
+    yield f"{name} sd", x.std((1, 2))
+    yield f"{name} share above half", (x > .5).mean((1, 2))
+    yield f"{name} grain", sum(np.abs(np.diff(x, axis=k)).sum((1, 2)) for k in (1, 2))/total
+    for axis, along in (("y", x.sum(2)), ("x", x.sum(1))):
+        at = np.linspace(-1, 1, along.shape[1], dtype=np.float32)
+        third = np.minimum(np.abs(at)*3//1, 2)  # inner, middle and outer third of both halves
+        yield f"{name} spread {axis}", np.sqrt((along*at**2).sum(1)/total)
+        for k in range(3): yield f"{name} {axis} {k}", along[:, third == k].sum(1)/total
