@@ -179,9 +179,9 @@ def along_cycle(
 ) -> pd.DataFrame:  # phase (middle of the bin), mean, low, high (95 %, bootstrap over cells), n
     "A number's course through the cycle"
     phase, value, edges = np.asarray(phase), np.asarray(value, float), np.linspace(0, 1, n_bins + 1)
-    draws, _ = _curve(phase, value, edges, _resampled(len(value), n_boot, np.random.default_rng(seed)))
-    low, high = np.nanquantile(draws, (.025, .975), 0)
     n = np.histogram(np.clip(phase, 0, 1), edges)[0]
+    draws, _ = _curve(phase, value, edges, _resampled(len(value), n_boot, np.random.default_rng(seed)))
+    low, high = np.where(n > 0, np.nanquantile(np.where(n > 0, draws, 0), (.025, .975), 0), np.nan)
     return pd.DataFrame(dict(phase=(edges[1:] + edges[:-1])/2, mean=_curve(phase, value, edges)[0], low=low, high=high, n=n))
 
 # %% ../nbs/25_cycle.ipynb #c16a6411
@@ -199,7 +199,7 @@ def curve_distance(
         if other is None: b = np.nanmean(a, -1, keepdims=True)
         else:
             b, more = _curve(np.asarray(other[0]), np.asarray(other[1], float), edges, v)
-            var = var + more
+            b, var = np.where(np.isnan(b), np.mean(other[1]), b), var + np.nan_to_num(more)
         return np.sqrt(np.maximum(np.nanmean((a - b)**2 - times*var, -1), 0))
     w, v = (None if x is None else _resampled(len(x[1]), n_boot, rng) for x in (true, other))
     return (float(apart(None, None, 1)), *(float(q) for q in np.nanquantile(apart(w, v, 2), (.025, .975))))

@@ -44,6 +44,13 @@ def stretch(
     return np.rint(np.clip((x - low)/(high - low), 0, 1)*255).astype(np.uint8)
 
 # %% ../nbs/20_pairs.ipynb #a46cb161
+def _read_tiff(path, again):  # one channel of one cell, as it is
+    try: x = tifffile.imread(path)
+    except Exception as e: raise BadInput(f"{path} cannot be read ({str(e).splitlines()[0] if str(e) else type(e).__name__}); {again}") from e
+    if x.shape != (64, 64): raise BadInput(f"{path} has shape {x.shape} where (64, 64) is needed; {again}")
+    return x
+
+# %% ../nbs/20_pairs.ipynb #35150e9c
 def paired_images(
     folder: str | Path,  # what manifest.fetch("yeast_paired") returns: cells.npz and cells.csv, or the TIFFs
 ) -> tuple[np.ndarray, pd.DataFrame]:  # (n, 2, 64, 64) float32 red, green; protein, field, cell
@@ -51,7 +58,7 @@ def paired_images(
     folder, again = Path(folder), "fetch yeast_paired again"
     if (folder/"cells.npz").is_file() and (folder/"cells.csv").is_file():
         try: images, table = np.load(folder/"cells.npz")["images"], pd.read_csv(folder/"cells.csv")
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e: raise BadInput(f"{folder}: its npz or csv cannot be read ({e}); {again}") from e
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e: raise BadInput(f"{folder}: cells.* cannot be read ({e}); {again}") from e
         if len(images) != len(table): raise BadInput(f"{folder}: cells.npz holds {len(images)} cells and cells.csv {len(table)}; {again}")
     else:
         gfp = sorted(folder.rglob("*_gfp.tif"), key=lambda p: p.relative_to(folder).as_posix())
@@ -60,12 +67,6 @@ def paired_images(
         images = np.stack([np.stack([_read_tiff(p, again) for p in pair]) for pair in pairs])
         table = pd.DataFrame([(p.parent.name, *p.name[:-len("_gfp.tif")].rsplit("_", 1)) for p in gfp], columns=["protein", "field", "cell"])
     return images[:, ::-1], table[["protein", "field", "cell"]].astype({"cell": int})
-
-def _read_tiff(path, again):  # one channel of one cell, as it is
-    try: x = tifffile.imread(path)
-    except Exception as e: raise BadInput(f"{path} cannot be read ({str(e).splitlines()[0] if str(e) else type(e).__name__}); {again}") from e
-    if x.shape != (64, 64): raise BadInput(f"{path} has shape {x.shape} where (64, 64) is needed; {again}")
-    return x
 
 # %% ../nbs/20_pairs.ipynb #a2df4c8e
 def _choose(proteins, known, default, where):  # names wanted (None: `default`) -> those names, all known, at least two
@@ -194,7 +195,7 @@ def plain_features(
     channels: Sequence[str] = ("red", "green"),  # their names
 ) -> pd.DataFrame:  # a row a cell, columns "red mean", ...
     "Brightness, contrast, grain and the place of the light, a dozen numbers a channel"
-    blocks = (np.asarray(images[i:i + 1024], np.float32)/255 for i in range(0, len(images), 1024))
+    blocks = (np.asarray(images[i:i + 1024], np.float32)/255 for i in range(0, images.shape[0], 1024))
     return pd.concat([pd.DataFrame(dict(f for c, name in enumerate(channels) for f in _plain(x[:, c], name))) for x in blocks], ignore_index=True)
 
 def _plain(x, name):  # (n, Y, X) of one channel -> pairs of a feature's name and its n values

@@ -65,6 +65,7 @@ class Search:
         self.low, self.high = torch.zeros_like(f), torch.full_like(f, torch.inf)
         self.steps, self.tries, self.evaluations = (torch.full((n,), k, device=z.device) for k in (0, 0, 1))
 
+# %% ../nbs/24_reconstruct.ipynb #4983f30b
 def _again(at, rows, falls):  # try another step between the bounds of those rows
     at.low[rows], at.high[rows] = torch.where(falls, at.t[rows], at.low[rows]), torch.where(falls, at.high[rows], at.t[rows])
     at.t[rows] = torch.where(at.high[rows] < torch.inf, (at.low[rows] + at.high[rows])/2, 2*at.t[rows])
@@ -86,7 +87,7 @@ def lbfgs(
     z: Tensor,  # (n, d) starts
     n_steps: int = 50,  # iterations of each row, at most (section 5.2: 50)
     history: int = 10,  # pairs of each row
-    tol: float = 1e-6,  # a row stops where its loss falls by less than this share of it,
+    tol: float = 1e-5,  # a row stops where its loss falls by less than this share of it,
     tol_grad: float = 1e-9,  # or where no part of its gradient is larger than this,
     max_tries: int = 20,  # or where so many steps in one direction were of no use
     batch_size: int = 256,  # rows evaluated at once; changes nothing but memory and speed
@@ -99,14 +100,12 @@ def lbfgs(
     while len(live):
         z, f_old, p, slope = at.z[live] + at.t[live, None]*at.p[live], at.f[live], at.p[live], (at.g[live]*at.p[live]).sum(1)
         f, g = value_and_grad(loss, z, live, batch_size)
-        at.tries[live] += 1
-        at.evaluations[live] += 1
+        for count in (at.tries, at.evaluations): count[live] += 1
         last, falls = at.tries[live] == max_tries, f <= f_old + 1e-4*at.t[live]*slope  # not where f is NaN
         done = falls & (((g*p).sum(1) >= .9*slope) | last)
         _again(at, live[~done], falls[~done])
         _move(at, live[done], z[done], f[done], g[done])
-        stops = (f_old - f <= tol*f_old.abs()) | (g.abs().amax(1) <= tol_grad) | (at.steps[live] >= n_steps)
-        live = live[~torch.where(done, stops, last)]
+        live = live[~torch.where(done, (f_old - f <= tol*f_old.abs()) | (g.abs().amax(1) <= tol_grad) | (at.steps[live] >= n_steps), last)]
     return at
 
 # %% ../nbs/24_reconstruct.ipynb #91ecedaa
