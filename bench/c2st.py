@@ -33,7 +33,7 @@ for batched in took: seconds(batched, 2)  # warm
 for _ in range(args.repeats):  # in turn, so that what else the machine does meets both; start and scoring are taken off
     for batched, of in took.items(): of.append((seconds(batched, 2 + args.n_steps) - seconds(batched, 2))/args.n_steps/args.n_critics)
 one, stacked = (np.median(of) for of in took.values())
-scores = [c2st_many({"noise": (real, fake)}, args.objective, 2, 5, args.n_filters, args.batch_size, args.seed, batched=b, device=args.device, dtype=torch.float64).score for b in took]
+scores = [c2st_many({"noise": (real, fake)}, args.objective, 2, 5, args.n_filters, args.batch_size, args.seed, batched=b, lr=1e-3, device=args.device, dtype=torch.float64).score for b in took]
 print(pd.DataFrame({"one by one": [1e3*one, 1.], "all at once": [1e3*stacked, one/stacked]}, index=["ms a critic and step", "times as fast"]).round(2).to_string())
 found = dict(ratio=round(one/stacked, 2), ms_one_by_one=round(1e3*one, 2), ms_all_at_once=round(1e3*stacked, 2), largest_difference_of_scores=float(abs(scores[0] - scores[1]).max()),
              device=torch.cuda.get_device_name() if args.device == "cuda" else f"cpu, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads", **{k: v for k, v in vars(args).items() if k not in ("device", "out")})
