@@ -39,7 +39,7 @@ BEFORE = {  # with a question mark: where the run has it
     "two_sample_training": ["gans", "two_sample_real"],
     "inversion": ["gans"],
     "cell_cycle": ["gans"],
-    "one_scale": ["gans", "two_sample_real", "conditional?", "reference?", "prior?"],
+    "one_scale": ["gans", "conditional", "prior"],
 }
 TRAINS = {"data", "judge", "reference", "conditional", "prior", "calibration", "against_truth", "identifiability", "cross_validation", "gans"}  # these use every core they get
 
