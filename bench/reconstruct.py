@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from integrated_cell.cells import Cells
-from integrated_cell.gan import open_gan
+from integrated_cell.families import open_gan
 from integrated_cell.reconstruct import frozen, lbfgs, value_and_grad
 from integrated_cell.towers import Towers
 

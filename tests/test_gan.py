@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from integrated_cell import gan
+from integrated_cell import families, gan
 from integrated_cell.cells import Cells
 from integrated_cell.results import BadInput
 from integrated_cell.towers import Critics
@@ -29,25 +29,25 @@ def blobs(shape=(12, 16), n=24, proteins=("a", "b"), seed=0):
 
 def train(cells, name, out, n_epochs=1, lr=1e-3, **kwargs):
     torch.manual_seed(0)
-    model = gan.Gan(cells.shape, **gan.designs(name, cells.classes)[0], **SMALL)
-    real = gan.streams(model, cells, 4, n_nearest=2, n_critic=2, n_steps=3)
+    model = gan.Gan(cells.shape, **families.designs(name, cells.classes)[0], **SMALL)
+    real = families.streams(model, cells, 4, n_nearest=2, n_critic=2, n_steps=3)
     fit(model, partial(gan.step, objective=model.objective, pairs=model.pairs), gan.optimisers(model, lr), real, n_epochs, out, show=False, accelerator="cpu", **kwargs)
     return model
 
 
-@pytest.mark.parametrize("family, objective", [*zip(gan.FAMILIES, gan.OBJECTIVES*3), ("star", "wgan"), ("star", "wgan-gp")])
+@pytest.mark.parametrize("family, objective", [*zip(families.FAMILIES, gan.OBJECTIVES*3), ("star", "wgan"), ("star", "wgan-gp")])
 def test_every_family_trains_and_draws(family, objective, tmp_path):
     cells = blobs()
-    train(cells, f"{family} {objective}", gan.folder(tmp_path, f"{family} {objective}"))
-    trained = gan.open_gan(tmp_path, f"{family} {objective}")
-    assert gan.draw(trained.pair("a"), 3).shape == (3, 2, 12, 16)
+    train(cells, f"{family} {objective}", families.folder(tmp_path, f"{family} {objective}"))
+    trained = families.open_gan(tmp_path, f"{family} {objective}")
+    assert families.draw(trained.pair("a"), 3).shape == (3, 2, 12, 16)
     assert (trained.joint is not None) == (family in ("star", "multi-channel", "multi-channel separable"))
-    if trained.joint is not None: assert gan.draw(trained.joint, 2).shape == (2, 3, 12, 16)
+    if trained.joint is not None: assert families.draw(trained.joint, 2).shape == (2, 3, 12, 16)
 
 
 def test_three_dimensions(tmp_path):
     cells = blobs((8, 12, 16))
-    assert gan.draw(gan.Trained([train(cells, "star wgan-gp", tmp_path)]).joint, 2).shape == (2, 3, 8, 12, 16)
+    assert families.draw(families.Trained([train(cells, "star wgan-gp", tmp_path)]).joint, 2).shape == (2, 3, 8, 12, 16)
 
 
 @pytest.mark.parametrize("name", ["star wgan-gp", "multi-channel gan"])
@@ -86,7 +86,7 @@ def test_each_critic_of_a_star_hears_its_own_green_alone():
 def test_borrowed_greens_come_from_the_nearest_reds():
     cells = blobs(n=60)
     images, y, rows = cells.images, cells.table.y.to_numpy(), cells.rows("train")
-    near = gan.neighbours(images, y, rows, 2, 3)
+    near = families.neighbours(images, y, rows, 2, 3)
     red = images[:, 0].reshape(60, -1).astype(float)
     for i in rows[:10]:
         other = [r for r in rows if y[r] != y[i]]
@@ -98,23 +98,23 @@ def test_borrowed_greens_come_from_the_nearest_reds():
 def test_training_comes_nearer(tmp_path):
     cells = blobs(n=48)
     model = train(cells, "star wgan-gp", tmp_path, 20, lr=5e-3)
-    before = gan.Gan(cells.shape, **gan.designs("star wgan-gp", cells.classes)[0], **SMALL)
+    before = gan.Gan(cells.shape, **families.designs("star wgan-gp", cells.classes)[0], **SMALL)
     mean = {c: cells.images[cells.table.structure == c].mean(0)/255 for c in cells.classes}
-    off = lambda m: sum(np.abs(gan.draw(gan.Trained([m]).pair(c), 200).mean(0)/255 - mean[c]).mean() for c in cells.classes)
+    off = lambda m: sum(np.abs(families.draw(families.Trained([m]).pair(c), 200).mean(0)/255 - mean[c]).mean() for c in cells.classes)
     assert off(model) < .6*off(before)
 
 
 @pytest.mark.parametrize("change, said", [
-    (lambda c: gan.designs("star wgan-gp", ["a"]), "only a; give at least two"),
-    (lambda c: gan.designs("stars wgan-gp", ["a", "b"]), "unknown model 'stars wgan-gp'"),
-    (lambda c: gan.designs("star", ["a", "b"]), "unknown model 'star'"),
-    (lambda c: gan.streams(gan.Gan((12, 16), c.classes, greens=(1, 1), **SMALL), c, 64), "fewer than a batch of 64"),
-    (lambda c: gan.streams(gan.Gan((12, 20), c.classes, greens=(1, 1), **SMALL), c, 4), "do not fit a model for (12, 20)"),
-    (lambda c: gan.streams(gan.Gan((12, 16), c.classes, greens=(2,), pairs=False, **SMALL), c, 4, n_nearest=20), "fewer than the 20 neighbours"),
+    (lambda c: families.designs("star wgan-gp", ["a"]), "only a; give at least two"),
+    (lambda c: families.designs("stars wgan-gp", ["a", "b"]), "unknown model 'stars wgan-gp'"),
+    (lambda c: families.designs("star", ["a", "b"]), "unknown model 'star'"),
+    (lambda c: families.streams(gan.Gan((12, 16), c.classes, greens=(1, 1), **SMALL), c, 64), "fewer than a batch of 64"),
+    (lambda c: families.streams(gan.Gan((12, 20), c.classes, greens=(1, 1), **SMALL), c, 4), "do not fit a model for (12, 20)"),
+    (lambda c: families.streams(gan.Gan((12, 16), c.classes, greens=(2,), pairs=False, **SMALL), c, 4, n_nearest=20), "fewer than the 20 neighbours"),
     (lambda c: gan.Gan((12, 16), ["a"], **SMALL).critics.each[0](torch.zeros(1, 3, 12, 16)), "do not fit a critic"),
     (lambda c: gan.Gan((12, 4), ["a"], **SMALL), "at least 6 pixels"),
     (lambda c: gan.Gan((12, 16), ["a"], objective="lsgan?", **SMALL), "unknown objective"),
-    (lambda c: gan.open_gan("nowhere", "star wgan-gp"), "no trained model"),
+    (lambda c: families.open_gan("nowhere", "star wgan-gp"), "no trained model"),
 ])
 def test_bad_input_is_one_sentence(change, said):
     with pytest.raises(BadInput) as e: change(blobs())
@@ -124,13 +124,13 @@ def test_bad_input_is_one_sentence(change, said):
 def test_a_constant_channel_is_named():
     cells = blobs()
     cells.images[(cells.table.structure == "b").to_numpy(), 1] = 7
-    with pytest.raises(BadInput, match="green channel of b is constant"): gan.streams(gan.Gan((12, 16), ["a", "b"], greens=(1, 1), **SMALL), cells, 4)
+    with pytest.raises(BadInput, match="green channel of b is constant"): families.streams(gan.Gan((12, 16), ["a", "b"], greens=(1, 1), **SMALL), cells, 4)
 
 
 def test_nan_in_a_critic_stops_with_step_and_last_good_checkpoint(tmp_path, monkeypatch):
     cells = blobs()
     train(cells, "star wgan-gp", tmp_path, 1)
-    good, epoch = (tmp_path/"checkpoint.safetensors").read_bytes(), gan.Streams.epoch
-    monkeypatch.setattr(gan.Streams, "epoch", lambda self, e, start=0: ({"x": b["x"]*(torch.nan if e else 1)} for b in epoch(self, e, start)))
+    good, epoch = (tmp_path/"checkpoint.safetensors").read_bytes(), families.Streams.epoch
+    monkeypatch.setattr(families.Streams, "epoch", lambda self, e, start=0: ({"x": b["x"]*(torch.nan if e else 1)} for b in epoch(self, e, start)))
     with pytest.raises(BadInput, match="loss_critic is nan at epoch 1, batch 0; .*checkpoint.safetensors"): train(cells, "star wgan-gp", tmp_path, 2)
     assert (tmp_path/"checkpoint.safetensors").read_bytes() == good

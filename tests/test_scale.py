@@ -5,7 +5,7 @@ import torch
 
 from integrated_cell.c2st import c2st
 from integrated_cell.conditional import Conditional
-from integrated_cell.gan import draw
+from integrated_cell.families import draw
 from integrated_cell.prior import Flow, Normal
 from integrated_cell.reconstruct import reconstruct
 from integrated_cell.results import BadInput
