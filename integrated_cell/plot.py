@@ -315,7 +315,7 @@ def _film(panels, labels, ncols, names, pixel_um, seconds):  # panels[frame][cel
 def animation(
     frames: Sequence[Sequence],  # moments, each of the same cells (c, *s) of one shape; 2D, or 3D and seen as maxima along Z
     labels: Sequence[str],  # one a frame
-    voxel_um: Sequence[float],  # (Z, Y, X) or (Y, X) micrometres a voxel
+    voxel_um: Sequence[float] | None,  # (Z, Y, X) or (Y, X) micrometres a voxel; None: unknown, no scale bar
     titles: Sequence[str] = (),  # one a cell
     ncols: int = 4,  # panels a row
     channels: Sequence[str] | None = None,  # names of the channels; None: by their number
@@ -325,14 +325,16 @@ def animation(
 ) -> HTML:  # a plotly picture with two buttons and a slider; the page must hold plotly's script
     "A film of cells that plays in a page without a kernel (Figure S9)"
     if not len(frames) == len(labels) > 0: raise BadInput(f"a film of {len(frames)} frames cannot carry {len(labels)} labels; give one a frame")
+    sizes = tuple(voxel_um or (1,) * (np.asarray(frames[0][0]).ndim - 1))
     tops = [np.max([_brightest(np.asarray(f[i])) for f in frames], 0) for i in range(len(frames[0]))]
-    panels = [_panel(x, tuple(voxel_um), ("Z",), channels, "max", gain, top) for f in frames for x, top in zip(f, tops)]
+    panels = [_panel(x, sizes, ("Z",), channels, "max", gain, top) for f in frames for x, top in zip(f, tops)]
     step = math.ceil(max((panels := _crop(panels))[0].shape[:2]) / max_side)
     name = math.ceil(.13 * len(panels[0][::step])) if len(titles) else 0
     panels = [np.pad((p[::step, ::step] * 31).round() / 31, ((name, 0), (0, 0), (0, 0))) for p in panels]
-    (h, w), um, n = panels[0].shape[:2], voxel_um[-1] * step, len(tops)
+    (h, w), um, n = panels[0].shape[:2], sizes[-1] * step, len(tops)
     fig = _film([panels[k:k + n] for k in range(0, len(panels), n)], labels, min(ncols, n), titles, um, seconds)
-    bar = _round_um(w * um)
-    fig.add_shape(type="line", x0=.04 * w * um, x1=.04 * w * um + bar, y0=.95 * h * um, y1=.95 * h * um, line=dict(color="white", width=3))
-    fig.add_annotation(text=f"{bar:g} µm", x=.04 * w * um, y=.95 * h * um, xanchor="left", yanchor="bottom", font=dict(color="white", size=11), showarrow=False)
+    if voxel_um:
+        bar = _round_um(w * um)
+        fig.add_shape(type="line", x0=.04 * w * um, x1=.04 * w * um + bar, y0=.95 * h * um, y1=.95 * h * um, line=dict(color="white", width=3))
+        fig.add_annotation(text=f"{bar:g} µm", x=.04 * w * um, y=.95 * h * um, xanchor="left", yanchor="bottom", font=dict(color="white", size=11), showarrow=False)
     return HTML(fig.to_html(include_plotlyjs=False, full_html=False, auto_play=False, config={"displayModeBar": False}))
