@@ -55,3 +55,14 @@ def test_inception_scores_of_s10_on_data_stay_at_their_ceiling(table, split, off
 
 def test_the_manifests_do_not_see_the_printed_tables():
     assert "printed" not in sources(FOLDER).index and (FOLDER/"printed/README.md").exists()
+
+
+def test_the_second_paper_s_tables_hold_together():
+    t = pd.read_csv(FOLDER/"printed/osokin2017.csv", dtype={"table": str})
+    one, two, three = (t[t.table == k].pivot(index="row", columns="column", values="value") for k in "123")
+    assert one.shape == (8, 8) and (one.to_numpy().diagonal() < 1).all()  # a protein with itself
+    assert one.loc["Arp3", "Fim1"] == one.loc["Arp3"].drop("Arp3").min() and one.loc["Tea1", "Tea4"] == one.loc["Tea1"].drop("Tea1").min()  # and its like
+    six = two.drop("all proteins")
+    assert (six.real == pd.Series(one.to_numpy().diagonal(), one.index)[six.index]).all()  # Table 2 repeats the diagonal of Table 1
+    assert six.mean().sub(two.loc["all proteins"]).abs().max() < .15  # so the last row is a mean
+    assert three.error.min() == three.error["star wgan-gp regular"] and three.shape == (10, 2)
