@@ -186,8 +186,15 @@ def c2st_many(
     device: str | torch.device | None = None,  # None: a GPU if there is one
     dtype: torch.dtype = torch.float32,
 ) -> pd.DataFrame:  # a row a comparison and split: name, split, score, score_penalised, n held-out images of the smaller side
-    "The neural two-sample test of several comparisons (section 5.1, Tables 1 and 2)"
+    """The neural two-sample test of several comparisons (section 5.1, Tables 1 and 2)
+
+    Scores are in the critic's own units (gan: nats): 0 is the same, larger is further apart, an unlucky split may be negative.
+    Batches are drawn with replacement, so that a half may be smaller than a batch.
+    `BadInput`: images that cannot be compared, a count below 1, an unknown objective, a critic whose score is not finite.
+    """
     if objective not in OBJECTIVES: raise BadInput(f"unknown objective '{objective}'; choose from {', '.join(OBJECTIVES)}")
+    for what, n in dict(n_splits=n_splits, n_steps=n_steps, n_filters=n_filters, batch_size=batch_size).items():
+        if n < 1: raise BadInput(f"{what} is {n}; give a whole number of at least 1")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     jobs, tensors, rows = [(name, split) for name in pairs for split in range(n_splits)], {name: check_pair(name, *pair) for name, pair in pairs.items()}, []
     if batched is None: batched = device.type == "cuda"
@@ -205,5 +212,8 @@ def c2st(
     objective: str = "wgan-gp",  # or "gan", "wgan"
     **kwargs,  # of `c2st_many`: n_splits, n_steps, n_filters, batch_size, seed, flip, batched, lr, lam, device, dtype
 ) -> pd.DataFrame:  # a row a split: split, score, score_penalised, n
-    "The neural two-sample test of two sets of images (section 5.1)"
+    """The neural two-sample test of two sets of images (section 5.1)
+
+    Units, sign, batches and errors as of `c2st_many`: in the critic's units (gan: nats), 0 is the same, larger is further apart, it may be negative.
+    """
     return c2st_many({"real against fake": (real, fake)}, objective, **kwargs).drop(columns="name")

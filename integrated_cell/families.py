@@ -162,8 +162,8 @@ def open_gan(
     results: str | Path,  # folder of the run, e.g. results/quick
     name: str,  # e.g. "star wgan-gp"
     at: int | None = None,  # steps of an earlier snapshot; None: the end of training
-) -> Trained:
-    "Load what the chapter gans trained"
+) -> Trained:  # models on the CPU, in evaluation mode, their weights frozen
+    "Load what the chapter gans trained; `BadInput` if there is no such model, no such snapshot, or its files are damaged"
     at_home = folder(results, name)
     homes = sorted(p.parent for p in at_home.glob("*/model.json") if not p.parent.name.startswith("after-")) or [at_home]
     kept = sorted(int(p.name.removeprefix("after-")) for p in homes[0].glob("after-*"))
@@ -176,11 +176,14 @@ def draw(
     gen: nn.Module,  # (z_r, z_s) -> (n, c, *shape) in [0, 1]
     n: int,  # images
     seed: int = 0,  # of the noise
-    z_r: Tensor | None = None,  # (n, n_latent_r) instead of drawn noise
-    z_s: Tensor | None = None,  # (n, n_latent_s)
+    z_r: Tensor | None = None,  # (n, n_latent_r) instead of drawn noise; (1, n_latent_r) serves all n images
+    z_s: Tensor | None = None,  # (n, n_latent_s), or (1, n_latent_s) for all
     batch_size: int = 64,
-) -> np.ndarray:  # (n, c, *shape) uint8
-    "Images of N(0, I) noise, in 8 bits as a camera gives them"
+) -> np.ndarray:  # (n, c, *shape) uint8; c is 2 for a pair, 1 + the number of proteins for `joint`
+    "Images of N(0, I) noise, in 8 bits as a camera gives them; `BadInput` if given noise is of another shape"
+    for name, z, d in (("z_r", z_r, gen.n_latent_r), ("z_s", z_s, gen.n_latent_s)):
+        if z is not None and tuple(np.shape(z)) not in ((n, d), (1, d)):
+            raise BadInput(f"{name} of shape {tuple(np.shape(z))} does not fit {n} images of this generator; give ({n}, {d}), or (1, {d}) for all of them")
     rng, at = torch.Generator().manual_seed(seed), next(gen.parameters()).device
     own_r, own_s = (torch.randn(n, d, generator=rng) for d in (gen.n_latent_r, gen.n_latent_s))
     parts = zip(*((own if given is None else torch.as_tensor(given).expand(n, -1)).split(batch_size) for own, given in ((own_r, z_r), (own_s, z_s))))

@@ -8,6 +8,7 @@ __all__ = ['stretch', 'paired_images', 'paired_cells', 'check_entry', 'Archive',
 
 # %% ../nbs/20_pairs.ipynb #9bf21a06
 import io
+import os
 import re
 import stat
 import warnings
@@ -71,19 +72,25 @@ def paired_images(
 # %% ../nbs/20_pairs.ipynb #a2df4c8e
 def _choose(proteins, known, default, where):  # names wanted (None: `default`) -> those names, all known, at least two
     names = tuple(dict.fromkeys([proteins] if isinstance(proteins, str) else proteins or default))
-    missing = [p for p in names if p not in known]
-    if missing: raise BadInput(f"{where} has no cells of {', '.join(missing)}; it has {', '.join(sorted(known)) or 'none at all'}")
+    missing, hint = [p for p in names if p not in known], "" if proteins else "; name yours in `proteins`"
+    if missing: raise BadInput(f"{where} has no cells of {', '.join(missing)}; it has {', '.join(sorted(known)) or 'none at all'}{hint}")
     if len(names) < 2: raise BadInput(f"only one protein ({', '.join(names)}) was chosen from {where}; models and judges compare at least two")
     return names
 
 # %% ../nbs/20_pairs.ipynb #82602789
+def _pixel(um):  # size of a square pixel, None or 0: unknown -> voxel_um of a store
+    if um and not 0 < um < float("inf"): raise BadInput(f"pixel_um {um} is no size; give the micrometres a pixel, or 0 where they are not known")
+    return (um, um) if um else None
+
+# %% ../nbs/20_pairs.ipynb #2b69e27f
 def paired_cells(
     folder: str | Path,  # what manifest.fetch("yeast_paired") returns
     path: str | Path | None = None,  # where the store shall stand, None: in memory
     test_fraction: float = .2,  # share of each protein held out, in whole fields
     split_seed: int = 0,  # another seed is another split
     proteins: Sequence[str] | None = None,  # None: all
-) -> Cells:  # channels red (RFP in the cytosol) and green (the protein), 64 x 64, pixel size unknown
+    pixel_um: float | None = None,  # size of a pixel, for scale bars; None or 0: unknown
+) -> Cells:  # channels red (RFP in the cytosol) and green (the protein), 64 x 64
     "Budding yeast with five proteins (Lu et al. 2019), split by field of view"
     images, table = paired_images(folder)
     known = list(table.protein.unique())
@@ -92,7 +99,7 @@ def paired_cells(
     table.insert(0, "cell_id", table.field + "_" + table.cell.astype(str))
     items = (stretch(images[i], name) for i, name in zip(rows, table.cell_id))
     about = dict(source="yeast_paired", percentiles=[_LOW, _HIGH])
-    return Cells.create(path, items, table, None, ("red", "green"), about, test_fraction, "field", split_seed)
+    return Cells.create(path, items, table, _pixel(pixel_um), ("red", "green"), about, test_fraction, "field", split_seed)
 
 # %% ../nbs/20_pairs.ipynb #527ed3c6
 def check_entry(
@@ -118,7 +125,10 @@ class Archive:
         self.path = Path(self.path)
         if not self.path.exists(): raise BadInput(f"{self.path} does not exist; give the zip or the folder that it was unpacked to")
         if self.path.is_dir():
-            self.names = sorted(p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
+            found, home = list(self.path.rglob("*")), os.path.realpath(self.path)
+            out = [p for p in found if p.is_symlink() and not Path(os.path.realpath(p)).is_relative_to(home)]
+            if out: raise BadInput(f"{self.path}: '{out[0].relative_to(self.path)}' is a link that leads out of this folder; put the file itself there")
+            self.names = sorted(p.relative_to(self.path).as_posix() for p in found if p.is_file())
             return
         try: self.zip = zipfile.ZipFile(self.path)
         except (zipfile.BadZipFile, OSError) as e: raise BadInput(f"{self.path} is not a whole zip ({e}); it may be cut short: fetch it again") from e
@@ -160,7 +170,10 @@ def lin_table(
     seen = [name for name in names if not any(p.startswith((".", "__MACOSX")) for p in PurePosixPath(name).parts)]
     rows = [(found[2], found[1], found[3], name) for name in seen if (found := layout.fullmatch(name))]
     table = pd.DataFrame(rows, columns=["structure", "split", "stem", "file"])
-    if not rows: raise BadInput(f"{where} has no folders *size-{shape[0]}-{shape[1]}_train/<Protein>/ and ..._test/<Protein>/; give LIN at this size")
+    sizes = sorted({found[1] for name in seen if (found := re.search(r"size-(\d+-\d+)_(?:train|test)/", name))})
+    other = f"; it has some of size {', '.join(sizes)}" if sizes else ""
+    if not rows: raise BadInput(f"{where} has no folders *size-{shape[0]}-{shape[1]}_train/<Protein>/ and *size-{shape[0]}-{shape[1]}_test/<Protein>/ "
+                                f"with cells in them{other}; name the folders so, or give the `shape` that theirs say")
     table = table[table.structure.isin(_choose(proteins, set(table.structure), SIX, where))]
     odd = table[~table.stem.str.lower().str.endswith(".png")]
     if len(odd): raise BadInput(f"{where}: '{odd.file.iloc[0]}' is not a PNG; only pictures of cells belong into the folder of a protein")
@@ -172,11 +185,12 @@ def lin_table(
 
 # %% ../nbs/20_pairs.ipynb #ba0de031
 def lin_cells(
-    archive: str | Path,  # the zip, the folder it was unpacked to, or the folder that holds the zip
+    archive: str | Path,  # the zip, the folder it was unpacked to, or the folder that holds the zip; own cells: laid out alike
     path: str | Path | None = None,  # where the store shall stand, None: in memory
     proteins: Sequence[str] | None = None,  # None: the paper's six
     shape: tuple[int, int] = (48, 80),  # Y, X; published also at 96, 160
-) -> Cells:  # channels red (Bgs4) and green (the protein), split as published, pixel size unknown
+    pixel_um: float | None = None,  # size of a pixel, for scale bars; None or 0: unknown
+) -> Cells:  # channels red (Bgs4) and green (the protein), split as the folders say; provenance source: lin_yeast, or own
     "Fission yeast from the published archive of LIN, read without unpacking (section 3.2)"
     zipped = Path(archive)/f"LIN_Normalized_WT_size-{shape[0]}-{shape[1]}.zip"
     source = Archive(zipped if zipped.is_file() else archive)
@@ -185,9 +199,11 @@ def lin_cells(
     flat = [bool((np.ptp(cell(file), axis=(1, 2)) == 0).any()) for file in table.file]  # reads every picture before anything is written
     left_out = [dict(cell_id=name, why="a channel is constant") for name in table.cell_id[flat]]
     kept = table[~np.array(flat)]
-    _choose(sorted(set(table.structure)), set(kept.structure), (), f"{source.path} (without {len(left_out)} cells of a constant channel)")
-    about = dict(source="lin_yeast", archive=source.path.name, left_out=left_out)
-    return Cells.create(path, (cell(file) for file in kept.file), kept.drop(columns="file"), None, ("red", "green"), about)
+    none = sorted({*zip(table.structure, table.split)} - {*zip(kept.structure, kept.split)})
+    if none: raise BadInput(f"{source.path}: all {none[0][1]} cells of {none[0][0]} have a constant channel; repair its pictures or leave it out of `proteins`")
+    published = source.path.is_file() and re.fullmatch(r"LIN_Normalized_WT_size-.*\.zip", source.path.name)
+    about = dict(source="lin_yeast" if published else "own", archive=source.path.name, left_out=left_out)
+    return Cells.create(path, (cell(file) for file in kept.file), kept.drop(columns="file"), _pixel(pixel_um), ("red", "green"), about)
 
 # %% ../nbs/20_pairs.ipynb #2b5051ca
 def plain_features(

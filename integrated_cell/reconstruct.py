@@ -165,8 +165,12 @@ def reconstruct(
     seed: int = 0,  # of the starts
     batch_size: int = 256,  # images at once; changes nothing but memory and speed
     **kwargs,  # of `lbfgs`: history, tol, ...
-) -> dict[str, np.ndarray]:  # error, error_red, error_green (RMSE), nll, steps and evaluations of all restarts, (n,) each; z_r, z_s (n, d); image (n, c, *shape)
-    "The nearest image that the generator can draw to each image, and its noise (section 5.2, Table 3)"
+) -> dict[str, np.ndarray]:  # error, error_red, error_green (RMSE on [0, 1]), nll (nats), steps and evaluations of all restarts, (n,) each; z_r, z_s (n, d); image (n, c, *shape)
+    """The nearest image that the generator can draw to each image, and its noise (section 5.2, Table 3)
+
+    `BadInput` if there is no image, images are of another shape or not in [0, 1], `restarts` < 1, a loss is not finite,
+    or `separable` is asked of a generator without green noise or without a green channel.
+    """
     if restarts < 1: raise BadInput(f"{restarts} restarts leave nothing to choose from; give at least 1")
     with frozen(gen) as at:
         x, d = _targets(gen, images, separable, at), gen.n_latent_r
@@ -184,7 +188,7 @@ def nearest(
     among: np.ndarray,  # (m, c, *shape), usually the training images
     batch_size: int = 2000,  # of `among` in memory as floats
 ) -> tuple[np.ndarray, np.ndarray]:  # (n,) which of them, and its RMSE on [0, 1]
-    "The nearest image in L2 over all channels, by exact search (section 5.2, the first row of Table 3)"
+    "The nearest image in L2 over all channels, by exact search; `BadInput` if a side is empty or shapes differ (section 5.2, the first row of Table 3)"
     flat = lambda x: np.asarray(x).reshape(len(x), -1).astype(np.float32)/np.float32(255 if x.dtype == np.uint8 else 1)
     images, n = np.asarray(images), len(among)
     if not (len(images) and n) or images.shape[1:] != among.shape[1:]:

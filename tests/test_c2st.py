@@ -37,6 +37,11 @@ def test_unknown_objective_and_no_scale():
     with pytest.raises(BadInput, match="'b' is nan"): scaled(pd.DataFrame({"name": ["a", "b"], "score": [1., 1.]}), {"a": 1.})
 
 
+@pytest.mark.parametrize("what", ["n_splits", "n_steps", "n_filters", "batch_size"])
+def test_counts_below_1(what):
+    with pytest.raises(BadInput, match=f"{what} is 0; .* at least 1"): c2st(images(), images(), **SMALL | {what: 0})
+
+
 def test_generated_images_may_have_a_constant_channel():
     assert np.isfinite(c2st(images(), 0*images(), **SMALL).score).all()
 

@@ -74,7 +74,15 @@ def test_fetched_from_a_mirror_that_has_only_this_size(tmp_path, monkeypatch):
 def test_another_size(tmp_path):
     both = packed(tmp_path/"lin.zip", layout() | layout(size="16-24"))
     assert lin_cells(both, None, PAIR).shape == (48, 80) and lin_cells(both, None, PAIR, (16, 24)).shape == (16, 24)
-    refused(tmp_path, both, "size-96-160_train", shape=(96, 160))
+    refused(tmp_path, both, "size-96-160_train.*it has some of size 16-24, 48-80", shape=(96, 160))
+
+
+def test_own_cells_are_not_credited_to_lin_and_may_have_a_scale(tmp_path):
+    lin = packed(tmp_path/"LIN_Normalized_WT_size-48-80.zip", layout())
+    own, folder = packed(tmp_path/"own.zip", layout()), unpacked(tmp_path/"LIN_Normalized_WT_size-48-80", layout())
+    assert [lin_cells(a, None, PAIR).provenance["source"] for a in (lin, tmp_path, own, folder)] == ["lin_yeast", "lin_yeast", "own", "own"]
+    assert lin_cells(own, None, PAIR, pixel_um=.1).voxel_um == (.1, .1) and lin_cells(own, None, PAIR, pixel_um=0.).voxel_um is None
+    refused(tmp_path, own, "pixel_um -1 is no size", pixel_um=-1)
 
 
 @pytest.mark.parametrize("name", ["../a.png", "LIN/../../a.png", "/tmp/a.png", "C:/a.png", "c:a.png", "..\\a.png", "LIN\\..\\..\\a.png", "\\\\host\\a.png", ".."])
@@ -96,6 +104,17 @@ def test_links_and_floods_are_not_used(tmp_path):
     refused(tmp_path, packed(tmp_path/"big.zip", flood), "big.png' has 2,097,152 bytes")
 
 
+@pytest.mark.parametrize("target", ["outside/a.png", "outside", "nowhere"])
+def test_links_out_of_a_folder_are_not_used(tmp_path, target):
+    (tmp_path/"outside").mkdir(); (tmp_path/"outside"/"a.png").write_bytes(picture())
+    folder = unpacked(tmp_path/"folder", layout())
+    link = folder/"LIN_Normalized_WT_size-48-80_train"/"Tea1"/"link.png"
+    link.symlink_to(tmp_path/target)
+    refused(tmp_path, folder, "Tea1/link.png' is a link that leads out of this folder")
+    link.unlink(); link.symlink_to("Tea1_0.png")
+    assert len(lin_cells(folder, None, PAIR)) == 11, "a link to a file of the same folder is no fault"
+
+
 TEA1 = "LIN_Normalized_WT_size-48-80_train/Tea1/Tea1_0.png"
 
 @pytest.mark.parametrize("change, proteins, says", [
@@ -107,7 +126,7 @@ TEA1 = "LIN_Normalized_WT_size-48-80_train/Tea1/Tea1_0.png"
     ({TEA1: b""}, PAIR, "Tea1_0.png' is not a whole PNG"),
     ({TEA1.replace("_0.png", ".tif"): picture()}, PAIR, "Tea1.tif' is not a PNG"),
     ({}, ("Tea1", "Sid2", "Tea5"), "has no cells of Sid2, Tea5; it has Arp3, Tea1"),
-    ({}, None, "has no cells of Alp14, Cki2, Mkh1, Sid2; it has Arp3, Tea1"),
+    ({}, None, "has no cells of Alp14, Cki2, Mkh1, Sid2; it has Arp3, Tea1; name yours in `proteins`"),
     ({}, ("Tea1",), "only one protein"),
     ({}, ("Tea1", "Tea1"), "only one protein"),
     ({}, "Tea1", "only one protein"),
@@ -138,7 +157,7 @@ def test_cells_of_a_constant_channel_are_left_out_and_listed(tmp_path):
     cells = lin_cells(packed(tmp_path/"lin.zip", layout() | {TEA1: flat.getvalue()}), tmp_path/"a", PAIR)
     assert len(cells) == 9 and cells.provenance["left_out"] == [{"cell_id": "train/Tea1/Tea1_0", "why": "a channel is constant"}]
     files = {name: flat.getvalue() if "Tea1" in name else content for name, content in layout().items()}
-    refused(tmp_path, packed(tmp_path/"lin.zip", files), r"\(without 5 cells of a constant channel\) has no cells of Tea1")
+    refused(tmp_path, packed(tmp_path/"lin.zip", files), "all test cells of Tea1 have a constant channel; repair its pictures or leave it out of `proteins`")
 
 
 # ------------------------------------------------------------------------------------------------ yeast_paired
