@@ -1,4 +1,4 @@
-"What no lesson cell of 26_scale shows: bad input, the two judges on a decoder, and whether the intervals hold what they promise"
+"What no lesson cell of 27_scale shows: bad input, the two judges on a decoder, and whether the intervals hold what they promise"
 import numpy as np
 import pytest
 import torch
