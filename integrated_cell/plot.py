@@ -27,7 +27,8 @@ from .results import BadInput
 # %% ../nbs/03_plot.ipynb #f036cb78
 _WIDTH = 7.5  # inches, the column of the book
 COLOURS = {"membrane": (1, 0, 1), "structure": (1, 1, 0), "dna": (0, 1, 1),  # additive RGB, after the paper's figures
-           "red": (1, 0, 1), "green": (0, 1, 0)}  # the channels of Osokin et al., red drawn magenta so that everyone can tell them apart
+           "red": (1, 0, 1), "green": (0, 1, 0),  # the channels of Osokin et al., red drawn magenta so that everyone can tell them apart
+          "tubulin": (1, 1, 0), "actin": (1, 0, 1)}  # with dna the channels of Goldsborough et al.
 _CHANNELS = {1: ["structure"], 2: ["membrane", "dna"], 3: ["membrane", "structure", "dna"]}  # what a cell of so many channels holds
 
 def theme(
@@ -155,7 +156,7 @@ def show_cells(
     if len({x.shape for x in some}) != 1: raise BadInput(f"cells of {len({x.shape for x in some})} shapes cannot share a grid; give at least one cell, all of one shape")
     um = (1,) * (some[0].ndim - 1) if voxel_um is None else tuple(voxel_um)
     names = channels or _CHANNELS.get(len(some[0]), [])
-    if gain is None: gain = {1: 1, 2: (.6, .8)}.get(len(names), [1 if c == "structure" else .45 for c in names])
+    if gain is None: gain = {1: 1, 2: (.6, .8)}.get(len(names), [1 if c == "structure" else .45 if "structure" in names else .6 for c in names])
     if isinstance(limits, str): limits = np.max([_brightest(x) for x in some], 0)
     panels = [_panel(x, um, views, names, how, gain, limits) for x in cells]
     fig = _grid(panels := _crop(panels) if crop else panels, ncols or min(6, len(panels)), titles, row_titles, names)
