@@ -40,8 +40,17 @@ BEFORE = {  # with a question mark: where the run has it
     "inversion": ["gans"],
     "cell_cycle": ["gans"],
     "one_scale": ["gans", "conditional", "prior"],
+    "screen": [],
+    "cytogan": ["screen"],
+    "phenotypes": ["cytogan"],
+    "interpolation": ["cytogan"],
+    "algebra": ["cytogan"],
+    "mechanism": ["cytogan"],
+    "treated": ["cytogan"],
+    "cellprofiler": [],
+    "jury": ["cytogan"],
 }
-TRAINS = {"data", "judge", "reference", "conditional", "prior", "calibration", "against_truth", "identifiability", "cross_validation", "gans"}  # these use every core they get
+TRAINS = {"data", "judge", "reference", "conditional", "prior", "calibration", "against_truth", "identifiability", "cross_validation", "gans", "cytogan", "phenotypes"}  # these use every core they get
 
 CONFIG = f"config/{config.get('run', 'quick')}.yaml"
 try:
