@@ -133,7 +133,7 @@ def write_sources(
         [f"[{p['name']}]({p['name']}/about.md)", ", ".join(f"[{c}]({p['name']}/{c}.ipynb)" for c in p["chapters"]), _minutes(p)] for p in parts])}
     for md in out.rglob("*.md"): md.write_text(fill(md.read_text(encoding="utf-8"), values, f"book/{md.relative_to(out)}"), encoding="utf-8")
     (out/"notation.ipynb").write_text(json.dumps(page(root/"nbs/index.ipynb", values)), encoding="utf-8")
-    toc = [{"caption": "Reading guide", "chapters": [{"file": "notation"}, {"file": "second_paper"}, {"file": "credit"}]}]
+    toc = [{"caption": "Reading guide", "chapters": [{"file": "notation"}, {"file": "second_paper"}, {"file": "third_paper"}, {"file": "credit"}]}]
     for p in parts:
         (out/p["name"]).mkdir()
         (out/p["name"]/"about.md").write_text(about(p), encoding="utf-8")

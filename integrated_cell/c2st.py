@@ -11,6 +11,7 @@ from typing import Mapping
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import median_abs_deviation
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -23,8 +24,7 @@ def median_mad(
     values,  # (n,) scores, a split each
 ) -> tuple[float, float]:  # median, median absolute deviation (not scaled to a standard deviation)
     "Median and median absolute deviation (section 5.1)"
-    values = np.asarray(values, float)
-    return float(np.median(values)), float(np.median(np.abs(values - np.median(values))))
+    return float(np.median(values)), float(median_abs_deviation(values))
 
 # %% ../nbs/24_c2st.ipynb #99143990
 def scaled(
@@ -124,7 +124,7 @@ def _stop_failed(failed, names):  # failed (k,): the step at which a critic spok
 def train_critics(
     splits: Splits,  # of k critics
     names: list[str],  # comparison and split of each, for complaints
-    objective: str = "wgan-gp",  # or "gan", "wgan"
+    objective: str = "wgan-gp",  # or another of `gan.OBJECTIVES`
     n_steps: int = 5000,  # (the paper: 5000)
     n_filters: int = 64,  # of the first level (the paper: 64)
     batch_size: int = 64,  # images a side and step (the paper: 64)
@@ -154,7 +154,7 @@ def score_critic(
     weights: dict[str, Tensor],  # (k, ...)
     splits: Splits,
     k: int,  # which of them
-    objective: str = "wgan-gp",  # or "gan", "wgan"
+    objective: str = "wgan-gp",  # or another of `gan.OBJECTIVES`
     batch_size: int = 64,  # images at a time
     lam: float = 10.,  # weight of the gradient penalty
 ) -> dict:  # score, score_penalised, n held-out images of the smaller side
@@ -165,7 +165,8 @@ def score_critic(
     n = min(real.shape[1], fake.shape[1])
     eps = torch.as_tensor(rng.random((1, n)), dtype=splits.dtype, device=splits.device)
     with torch.no_grad(): d = [torch.cat([judge(x) for x in side.split(batch_size, 1)], 1) for side in (real, fake)]
-    score = float(2*np.log(2)*(objective == "gan") - loss_critic(*d, objective))
+    guess = {"gan": 2*np.log(2), "lsgan": .25}.get(objective, 0.)  # the loss of a critic that cannot tell
+    score = guess - float(loss_critic(*d, objective))
     between = [t[:, :n].split(batch_size, 1) for t in (real, fake, eps)] if objective == "wgan-gp" else ()
     penalty = sum(float(grad_penalty(judge, *some).detach())*some[2].shape[1]/n for some in zip(*between))
     return dict(score=score, score_penalised=score - lam*penalty, n=n)
@@ -173,7 +174,7 @@ def score_critic(
 # %% ../nbs/24_c2st.ipynb #395ad684
 def c2st_many(
     pairs: Mapping,  # name -> (real, fake), each (n, c, *s) uint8 or float in [0, 1]
-    objective: str = "wgan-gp",  # or "gan", "wgan"
+    objective: str = "wgan-gp",  # or another of `gan.OBJECTIVES`
     n_splits: int = 10,  # (the paper: 10)
     n_steps: int = 5000,  # (the paper: 5000)
     n_filters: int = 64,  # of the critic's first level (the paper: 64)
@@ -209,7 +210,7 @@ def c2st_many(
 def c2st(
     real,  # (n, c, *s) uint8 or float in [0, 1]
     fake,  # (m, c, *s)
-    objective: str = "wgan-gp",  # or "gan", "wgan"
+    objective: str = "wgan-gp",  # or another of `gan.OBJECTIVES`
     **kwargs,  # of `c2st_many`: n_splits, n_steps, n_filters, batch_size, seed, flip, batched, lr, lam, device, dtype
 ) -> pd.DataFrame:  # a row a split: split, score, score_penalised, n
     """The neural two-sample test of two sets of images (section 5.1)

@@ -161,14 +161,14 @@ def step(
 # %% ../nbs/33_cytogan.ipynb #17710e39
 def optimisers(
     model: CytoGan,
-    lr: float = 0.,  # of all networks; 0: the original code's own
+    speed: float = 1.,  # times the original code's learning rates
 ) -> dict[str, torch.optim.Optimizer]:  # one a network
     "Adam with β₁ = 0.5 at the original code's rates; RMSprop for a WGAN that clips (Arjovsky et al. 2017)"
     own = {"dcgan": (1e-5, 5e-5), "infogan": (1e-5, 5e-5), "wgan": (5e-5, 5e-5), "began": (1e-5, 1e-5), "bigan": (7e-5, 7e-5),
            "autoencoder": (1e-3, 1e-3), "vae": (1e-3, 1e-3)}.get(model.kind, (2e-4, 7e-5))  # of the generator, of the others
-    rate = lambda name: lr or own[name != "gen"]
-    if model.kind == "wgan": return {name: torch.optim.RMSprop(net.parameters(), rate(name)) for name, net in model.named_children()}
-    return {name: torch.optim.Adam(net.parameters(), rate(name), betas=(.5, .999)) for name, net in model.named_children()}
+    rates = {name: (net.parameters(), speed*own[name != "gen"]) for name, net in model.named_children()}
+    if model.kind == "wgan": return {name: torch.optim.RMSprop(*to) for name, to in rates.items()}
+    return {name: torch.optim.Adam(*to, betas=(.5, .999)) for name, to in rates.items()}
 
 # %% ../nbs/33_cytogan.ipynb #50a782b8
 def open_cytogan(

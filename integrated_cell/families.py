@@ -57,6 +57,28 @@ def neighbours(
     return out
 
 # %% ../nbs/23_families.ipynb #8f69996b
+def _usable(images, groups, batch_size):
+    "Refuse cells that cannot fill a batch, or whose red or green shows nothing"
+    for name, rows in groups.items():
+        if len(rows) < batch_size: raise BadInput(f"{name} has {len(rows)} training cells, fewer than a batch of {batch_size}; add cells or make batches smaller")
+        flat = np.asarray(images)[rows].reshape(len(rows), 2, -1)
+        for k, channel in enumerate(("red", "green")):
+            if flat[:, k].min() == flat[:, k].max(): raise BadInput(f"the {channel} channel of {name} is constant ({flat[0, k, 0]}) in all its cells; look at the images it was prepared from")
+
+def _in_turn(rows, start, n, *seed):
+    "Rows start to start + n of endless passes through all of them, each pass in a new order"
+    at = np.arange(start, start + n)
+    order = {p: np.random.default_rng([*seed, p]).permutation(rows) for p in np.unique(at//len(rows))}
+    return np.array([order[i//len(rows)][i % len(rows)] for i in at])
+
+def _mirrored(x, rng):
+    "Each image turned over along X, along Y, along both or not at all, by chance"
+    for axis in (-1, -2):
+        turned = torch.as_tensor(rng.random(len(x)) < .5, device=x.device).view(-1, *[1]*(x.ndim - 1))
+        x = torch.where(turned, x.flip(axis), x)
+    return x
+
+# %% ../nbs/23_families.ipynb #885afa08
 class Streams:
     "Batches for `fit`: a step's real images, for every critic and each of its updates"
     def __init__(self,
@@ -70,32 +92,24 @@ class Streams:
         flip: bool = False,  # mirror at random, as the original code did
         device: str = "cpu",  # where the images live
     ):
-        for name, rows in groups.items():
-            if len(rows) < batch_size: raise BadInput(f"{name} has {len(rows)} training cells, fewer than a batch of {batch_size}; add cells or make batches smaller")
-            flat = np.asarray(images)[rows].reshape(len(rows), 2, -1)
-            for k, channel in enumerate(("red", "green")):
-                if flat[:, k].min() == flat[:, k].max(): raise BadInput(f"the {channel} channel of {name} is constant ({flat[0, k, 0]}) in all its cells; look at the images it was prepared from")
+        _usable(images, groups, batch_size)
         self.x, self.groups, self.partners, self.flip = torch.as_tensor(np.asarray(images)).to(device), groups, partners, flip
         self.batch_size, self.n_critic, self.n_steps, self.seed = batch_size, n_critic, n_steps, seed
     def __len__(self): return self.n_steps
     def rows(self, k: int, step: int) -> np.ndarray:  # of critic k in a step, counted from the beginning of training
-        rows, n = list(self.groups.values())[k], self.n_critic*self.batch_size
-        at = np.arange(step*n, (step + 1)*n)
-        order = {p: np.random.default_rng([self.seed, k, p]).permutation(rows) for p in np.unique(at//len(rows))}
-        return np.array([order[i//len(rows)][i % len(rows)] for i in at])
+        n = self.n_critic*self.batch_size
+        return _in_turn(list(self.groups.values())[k], step*n, n, self.seed, k)
     def epoch(self, e: int, start: int = 0) -> Iterator[dict]:  # x (b, n_critic, k, c, *s) in [0, 1]
         for step in range(e*self.n_steps + start, (e + 1)*self.n_steps):
             rng = np.random.default_rng([self.seed, step, 1])
             x = torch.stack([self._greens(self.rows(k, step), rng) for k in range(len(self.groups))], 1).float()/255
-            for axis in (-1, -2) if self.flip else ():
-                turned = torch.as_tensor(rng.random(len(x)) < .5, device=x.device).view(-1, *[1]*(x.ndim - 1))
-                x = torch.where(turned, x.flip(axis), x)
-            yield {"x": x.unflatten(0, (self.batch_size, self.n_critic))}
+            yield {"x": (_mirrored(x, rng) if self.flip else x).unflatten(0, (self.batch_size, self.n_critic))}
     def _greens(self, rows, rng):
         if self.partners is None: return self.x[rows]
         from_ = np.take_along_axis(self.partners[rows], rng.integers(self.partners.shape[2], size=(len(rows), self.partners.shape[1], 1)), 2)[..., 0]
         return torch.cat([self.x[rows, :1], self.x[from_, 1]], 1)
 
+# %% ../nbs/23_families.ipynb #01c25efe
 def streams(
     model: Gan,  # decides what its critics want to see
     cells,  # Cells with red and green channels

@@ -33,7 +33,7 @@ def test_refused(real, fake, said):
 
 
 def test_unknown_objective_and_no_scale():
-    with pytest.raises(BadInput, match="choose from gan, wgan, wgan-gp"): c2st(images(), images(), "hinge", **SMALL)
+    with pytest.raises(BadInput, match="choose from gan, lsgan, wgan, wgan-gp"): c2st(images(), images(), "hinge", **SMALL)
     with pytest.raises(BadInput, match="'b' is nan"): scaled(pd.DataFrame({"name": ["a", "b"], "score": [1., 1.]}), {"a": 1.})
 
 

@@ -1,4 +1,8 @@
-"The papers' tables as printed agree with themselves, and the code that reads the manifests leaves them alone"
+"The papers' tables as printed agree with themselves, the pages about them name what exists, and the code that reads the manifests leaves them alone"
+import inspect
+import json
+import re
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +70,33 @@ def test_the_second_paper_s_tables_hold_together():
     assert (six.real == pd.Series(one.to_numpy().diagonal(), one.index)[six.index]).all()  # Table 2 repeats the diagonal of Table 1
     assert six.mean().sub(two.loc["all proteins"]).abs().max() < .15  # so the last row is a mean
     assert three.error.min() == three.error["star wgan-gp regular"] and three.shape == (10, 2)
+
+
+def test_the_third_paper_s_numbers_hold_together():
+    t = pd.read_csv(FOLDER/"printed/goldsborough2017.csv", dtype={"table": str})
+    assert list(t) == ["table", "row", "column", "value", "average", "source", "note"] and not t.duplicated(["table", "row", "column"]).any()
+    assert t.source.notna().all() and set(t.column) == {"NSC", "NSCB", "real", "generated", "experts", "fooled"}
+    accuracy = t[t.column.isin(["NSC", "NSCB"])]
+    assert accuracy.value.between(0, 100).all() and set(accuracy.average) == {"compounds", "treatments"}
+    nsc = t[t.column == "NSC"].pivot(index="row", columns="table", values="value")
+    assert len(nsc["1"].dropna()) == 7 and len(nsc.poster.dropna()) == 5 and nsc.poster["bigan"] == 70
+    twice = nsc.dropna(subset=["1", "poster"])
+    assert len(twice) == 4 and (twice["1"] == twice.poster).all()  # the poster repeats Table 1
+    cited = nsc.dropna(subset=["1", "published"])
+    assert set(cited.index) == {"vae", "CellProfiler", "deep transfer (Pawlowski)", "deep transfer (Ando)"} and (cited["1"] == cited.published).all()
+    assert (accuracy.average == "compounds").equals(accuracy.row.str.contains("gan"))  # its own models, nobody else's
+    from_treatments = accuracy[(accuracy.value*10 % 10 != 0)].set_index("column").value  # those with a decimal
+    for column, n in (("NSC", 103), ("NSCB", 92)): assert np.isclose(np.round(from_treatments[[column]]/100*n)/n*100, from_treatments[[column]], atol=.06).all()
+    jury = t[t.table == "jury"].set_index("column").value
+    assert jury.to_dict() == dict(real=50, generated=50, experts=3, fooled=30)
+
+
+@pytest.mark.parametrize("page", ["second_paper", "third_paper"])
+def test_the_pages_of_print_and_code_name_what_exists(page):
+    text = (FOLDER.parent/f"book/{page}.md").read_text(encoding="utf-8")
+    functions = {f: getattr(import_module(f"integrated_cell.{f.split('.')[0]}"), f.split(".")[1]) for f in re.findall(r"`([a-z_]+\.[a-z_]+)`", text)}
+    for name, f in re.findall(r"`(\w+)` in `([a-z_]+\.[a-z_]+)`", text): assert name in inspect.signature(functions[f]).parameters, f"{name} of {f}"
+    for name, chapter in re.findall(r"`(\w+)(?: = \S+)?` in \*(\w+)\*", text):
+        cells = json.loads((FOLDER.parent/f"nbs/experiments/{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
+        said = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+        assert re.search(rf"^{name} = ", said, re.M), f"{name} of {chapter}"
