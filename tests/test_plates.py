@@ -1,0 +1,372 @@
+"Plates of fields to single cells: tables that lack images, files that are not what they say, a whole small plate, real crops, a field that is segmented already"
+import hashlib
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from joblib import parallel_config
+from scipy import ndimage
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+from integrated_cell.cells import Cells
+from integrated_cell.manifest import fetch, read_source
+from integrated_cell.plates import (_NAMES, _crop_images, _true_range, crop_cells, crops, field_cells, held_out_scores, illumination, luminance, plate_agreement,
+                                    plate_cells, read_plate_tables, segment_field)
+from integrated_cell.results import BadInput
+from integrated_cell.screen import draw_plates, simulate_field
+
+CHANNELS = ("dna", "tubulin", "actin")
+MIRROR = os.environ.get("INTEGRATED_CELL_MIRROR")
+real = pytest.mark.skipif(not MIRROR or not (Path(MIRROR or ".")/"bbbc021_cells").is_dir(), reason="INTEGRATED_CELL_MIRROR has no bbbc021_cells")
+fov = pytest.mark.skipif(not MIRROR or not (Path(MIRROR or ".")/"hipsc_fov").is_dir(), reason="INTEGRATED_CELL_MIRROR has no hipsc_fov")
+GIVEN = (("B02", "DMSO", 0.), ("B03", "STA-1", 30.), ("B04", "PD-98059", 5.))
+
+
+def rows(plates=("Week1_22123", "Week1_22141"), given=GIVEN, sites=2):
+    "Sites as BBBC021's image table lists them; the two weeks name their files differently"
+    return [dict({c: f"Week1_150607_{well}_s{site}_w{k}{hashlib.md5(f'{plate}{well}{site}{k}'.encode()).hexdigest()[:8].upper()}.tif" for c, k in zip(CHANNELS, (1, 2, 4))},
+                 folder=f"Week1/{plate}", plate=plate, well=well, replicate=i + 1, compound=compound, concentration=dose)
+            for i, plate in enumerate(plates) for well, compound, dose in given for site in range(1, sites + 1)]
+
+
+def tables(folder, sites, moas=(("DMSO", 0, "DMSO"), ("STA-1", 30, "Microtubule stabilizers"))):
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(sites).rename(columns={short: long for long, short in _NAMES.items()}).to_csv(folder/"BBBC021_v1_image.csv", index=False)
+    pd.DataFrame(moas, columns=["compound", "concentration", "moa"]).to_csv(folder/"BBBC021_v1_moa.csv", index=False)
+    return folder
+
+
+def write(folder, sites, image=lambda i, row: np.full((3, 8, 9), i, np.uint16)):
+    for i, row in enumerate(sites):
+        (folder/row["plate"]).mkdir(parents=True, exist_ok=True)
+        for c, x in zip(CHANNELS, image(i, row)): tifffile.imwrite(folder/row["plate"]/row[c], x)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+def test_the_table_names_each_site(tmp_path):
+    sites = rows()
+    table = read_plate_tables(write(tables(tmp_path, sites), sites))
+    assert len(table) == 12 and table.site.tolist() == [1, 2]*6 and set(table.batch) == {"Week1"} and not table.attrs["missing"]
+    assert (table.moa.isna() == (table["compound"] == "PD-98059")).all() and table.tubulin[3] == f"Week1_22123/{sites[3]['tubulin']}"
+    assert table.attrs["told"] == ["treatments without a mechanism (1): PD-98059 at 5 µM"]
+
+
+def test_zips_of_the_origin_are_read_without_unpacking(tmp_path):
+    sites = rows()
+    plates, folder = write(tmp_path/"unpacked", sites), tables(tmp_path/"zipped", sites)
+    for plate, top in (("Week1_22123", "Week1_22123/"), ("Week1_22141", "")):
+        with zipfile.ZipFile(folder/f"BBBC021_v1_images_{plate}.zip", "w") as z:
+            for p in (plates/plate).iterdir(): z.write(p, top + p.name)
+    assert read_plate_tables(folder).drop(columns="replicate").equals(read_plate_tables(tables(plates, sites)).drop(columns="replicate"))
+    with zipfile.ZipFile(folder/"more.zip", "w") as z: z.writestr("../a.tif", b"")
+    with pytest.raises(BadInput, match="climbs out"): read_plate_tables(folder)
+
+
+def test_missing_images_are_counted_listed_and_left_out_only_on_request(tmp_path):
+    sites = rows()
+    write(tables(tmp_path, sites), sites[:9])
+    (tmp_path/"Week1_22123"/sites[0]["actin"]).unlink()
+    says = r"4 of 12 sites lack an image \(10 files: .*and 5 more\), on Week1_22123, Week1_22141; .*--allow-missing"
+    with pytest.raises(BadInput, match=says): read_plate_tables(tmp_path)
+    with pytest.raises(BadInput, match="4 of 12"): plate_cells(tmp_path, tmp_path/"store")
+    assert not (tmp_path/"store").exists()
+    table = read_plate_tables(tmp_path, allow_missing=True)
+    assert len(table) == 8 and len(table.attrs["missing"]) == 10 and table.attrs["missing"][0] == f"Week1_22123/{sites[0]['actin']}" and "4 of 12" in table.attrs["told"][0]
+    with pytest.raises(BadInput, match="1 of 6 sites lack an image"): read_plate_tables(tmp_path, plates=["Week1_22123"])
+    with pytest.raises(BadInput, match="no plate Week9_1 in its image table; it has Week1_22123"): read_plate_tables(tmp_path, plates=["Week9_1"])
+    with pytest.raises(BadInput, match="none of the images"): read_plate_tables(tables(tmp_path/"empty", sites), allow_missing=True)
+
+
+def test_compounds_on_one_plate_and_absent_dmso_are_told(tmp_path):
+    sites = [r for r in rows() if r["plate"] == "Week1_22123" or r["compound"] != "STA-1"]
+    told = read_plate_tables(write(tables(tmp_path/"a", sites), sites)).attrs["told"]
+    assert any("compounds on one plate only (1)" in t and "STA-1" in t for t in told)
+    sites = [r for r in rows() if r["compound"] != "DMSO"]
+    assert any("no site was given DMSO" in t for t in read_plate_tables(write(tables(tmp_path/"b", sites), sites)).attrs["told"])
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda s, m: (s.drop(columns="plate"), m), "no column Image_Metadata_Plate_DAPI"),
+    (lambda s, m: (s.assign(compound=[None, *s["compound"][1:]]), m), "lacks compound in 1 rows, first in row 2"),
+    (lambda s, m: (pd.concat([s, s[:1]]), m), "lists site 1 of well B02 on Week1_22123 twice"),
+    (lambda s, m: (s, [*m, ("STA-1", 30, "Eg5 inhibitors")]), "names STA-1 at 30 µM twice"),
+])
+def test_bad_tables(tmp_path, change, says):
+    sites, moas = change(pd.DataFrame(rows()), [("DMSO", 0, "DMSO"), ("STA-1", 30, "Microtubule stabilizers")])
+    with pytest.raises(BadInput, match=says) as e: read_plate_tables(tables(tmp_path, sites, moas))
+    assert "\n" not in str(e.value)
+
+
+def test_no_tables(tmp_path):
+    with pytest.raises(BadInput, match="has no BBBC021_v1_image.csv"): read_plate_tables(tmp_path)
+    (tmp_path/"BBBC021_v1_image.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadInput, match="cannot be read as a table|no column"): read_plate_tables(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_twelve_bits_in_sixteen_are_recognised(shift):
+    x = np.random.default_rng(0).poisson(300, (4, 20, 20)).clip(0, 4095).astype(np.uint16); x[0, 0, 0] = 3001
+    assert _true_range(x << shift) == (shift, 4095)
+    assert _true_range((x.astype(int)*15).astype(np.uint16)) == (0, 65535) and _true_range(x.astype(np.uint8)) == (0, 255)
+
+
+def test_luminance_of_every_kind_of_crop():
+    x = np.random.default_rng(0).integers(0, 4096, (3, 9, 9)); x[1] = 0
+    own = luminance(x)
+    assert own.dtype == np.uint8 and own.max((1, 2)).tolist() == [255, 0, 255] and np.array_equal(own, luminance(x*.01))
+    assert np.array_equal(luminance(x, (4095, 1, 100))[2], np.rint(np.clip(x[2]/100, 0, 1)*255))
+    for bad in (0, -1, (1, 0, 1), np.nan):
+        with pytest.raises(BadInput, match="is no brightness"): luminance(x, bad)
+    with pytest.raises(BadInput, match="not finite"): luminance(np.array([[[np.nan]]]))
+
+
+def test_illumination_agrees_with_a_fit_of_every_pixel():
+    y, x = np.meshgrid(np.linspace(-1, 1, 30), np.linspace(-1, 1, 40), indexing="ij")
+    lamp = 1 - .3*(y - .2)**2 - .2*x**2 + .1*x*y
+    assert np.allclose(illumination(np.stack([lamp*7, lamp*3])), lamp/lamp.mean(), atol=1e-5)
+    hot = np.random.default_rng(0).poisson(300*lamp, (60, 30, 40)).astype(float)
+    assert np.abs(illumination(hot)/(lamp/lamp.mean()) - 1).max() < .02
+
+
+def test_crops_are_padded_and_never_moved():
+    rng = np.random.default_rng(0)
+    field, labels = rng.integers(1, 99, (2, 40, 60)), np.zeros((40, 60), int)
+    for k, (y, x) in enumerate(((0, 0), (20, 30), (39, 59), (5, 57)), 1): labels[max(y - 1, 0):y + 2, max(x - 1, 0):x + 2] = k*3
+    for size in (7, 8, 33, 96):
+        cut = crops(field, labels, size)
+        wide = np.pad(field, [(0, 0), (100, 100), (100, 100)])
+        for k, one in zip((3, 6, 9, 12), cut):
+            y, x = np.ceil(np.argwhere(labels == k).mean(0) - size/2).astype(int) + 100
+            assert np.array_equal(one, wide[:, y:y + size, x:x + size])
+    assert crops(field.astype(np.float32), labels*0, 8).shape == (0, 2, 8, 8)
+
+
+@pytest.mark.parametrize("compound, concentration, least", [("DMSO", 0., .8), ("DES-1", None, .75), ("STA-1", None, .75), ("SYN-1", None, .75)])
+def test_segmentation_finds_the_simulated_cells(compound, concentration, least):
+    plan = draw_plates()
+    concentration = plan[plan["compound"] == compound].concentration.max() if concentration is None else concentration
+    field, truth = simulate_field(24, (256, 320), compound, concentration, seed=7)
+    nuclei, cells = segment_field(*(field - np.percentile(field, .1, (1, 2), keepdims=True)))
+    owner = [np.bincount(truth[nuclei == k]).argmax() for k in range(1, nuclei.max() + 1)]
+    same = [((truth == t) & (cells == k)).sum()/((truth == t) | (cells == k)).sum() for k, t in enumerate(owner, 1)]
+    assert 0 not in owner and abs(len(owner) - 24) <= 3 and len(set(owner)) >= 20 and np.mean(same) > least
+    assert set(np.unique(cells)) == set(np.unique(nuclei)) and (cells[nuclei > 0] == nuclei[nuclei > 0]).all(), "each cell has its own nucleus"
+    assert ((cells > 0) == (truth > 0)).mean() > .85
+
+
+@pytest.mark.parametrize("field", [np.zeros((3, 64, 64)), np.full((3, 64, 64), 7), np.random.default_rng(0).poisson(100, (3, 128, 160)),
+                                   np.random.default_rng(1).normal(0, 1, (3, 128, 160))])
+def test_background_is_never_a_cell(field):
+    nuclei, cells = segment_field(*field)
+    assert not nuclei.any() and not cells.any()
+
+
+# ------------------------------------------------------------------------------------------------ a plate
+
+def screen_plate(folder, shift=4, sites=2, n=10):
+    listed = rows(sites=sites)
+    fields = {i: simulate_field(n, (192, 224), r["compound"] if r["compound"] == "STA-1" else "DMSO", r["concentration"]*(r["compound"] == "STA-1"), seed=i, plate=r["replicate"])
+              for i, r in enumerate(listed)}
+    return write(tables(folder, listed), listed, lambda i, row: fields[i][0] << shift), {f"{r['plate']}/{r['well']}_s{1 + i % sites}": fields[i][1] for i, r in enumerate(listed)}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory): return screen_plate(tmp_path_factory.mktemp("plates"))
+
+
+def test_a_plate_becomes_a_store_end_to_end(small, tmp_path, capsys):
+    folder, truth = small
+    cells = plate_cells(folder, tmp_path/"cells", 96, annotated=False, test_fraction=.5)
+    assert cells.channels == CHANNELS and cells.shape == (96, 96) and cells.voxel_um is None and cells.classes == ["DMSO", "Microtubule stabilizers", "no mechanism"]
+    assert {"cell_id", "structure", "compound", "concentration", "moa", "plate", "well", "batch", "replicate", "site"} <= set(cells.table)
+    assert (cells.table.groupby("plate").split.nunique() == 1).all() and set(cells.table.split) == {"train", "test"}
+    told = cells.provenance["told"]
+    assert sum("16 bits hold 12, times 16, so full scale is 4,095" in t for t in told) == 2 and any("PD-98059" in t for t in told) and told[0] in capsys.readouterr().err
+    for site, labels in truth.items():
+        found = cells.table[cells.table.cell_id.str.rsplit("_", n=1).str[0] == site]
+        under = labels[found.centre_y.round().astype(int), found.centre_x.round().astype(int)]
+        assert (under > 0).all() and len(set(under)) >= len(under) - 1, "each crop is centred on a cell of its own, none on background"
+        assert len(found) >= .5*(len(np.unique(labels)) - 1)
+    images = cells.images[:]
+    assert (images.max((2, 3)) == 255).all() and np.median(centre := images[:, 0, 44:52, 44:52].mean((1, 2))) > 110 and centre.min() > 30
+    assert Cells.open(tmp_path/"cells").table.equals(cells.table) and not list(tmp_path.glob(".*"))
+
+
+def test_bits_workers_and_folders_do_not_change_the_cells(small, tmp_path):
+    folder, _ = small
+    twelve, _ = screen_plate(tmp_path/"twelve", shift=0)
+    a = plate_cells(folder, test_fraction=0, plates=["Week1_22123"])
+    with parallel_config("threading"): b = plate_cells(twelve, test_fraction=0, plates=["Week1_22123"], workers=2)
+    assert np.array_equal(a.images, b.images) and a.table.equals(b.table) and a.classes == ["DMSO", "Microtubule stabilizers"]
+    fixed = plate_cells(folder, test_fraction=0, plates=["Week1_22123"], full=4095)
+    tops = a.table.filter(like="full_").to_numpy()
+    assert np.allclose(fixed.images.max((2, 3))/255*4095, tops, atol=9) and (fixed.table.full_dna == 4095).all()
+
+
+def test_one_plate_cannot_be_split_and_says_so(small):
+    with pytest.raises(BadInput, match="single group"): plate_cells(small[0], plates=["Week1_22123"])
+    with pytest.raises(BadInput, match="is no brightness"): plate_cells(small[0], full=0)
+    with pytest.raises(BadInput, match="pixel_um -1"): plate_cells(small[0], pixel_um=-1)
+
+
+def test_empty_fields_give_no_cell(tmp_path):
+    sites = rows()
+    write(tables(tmp_path, sites), sites, lambda i, row: np.random.default_rng(i).poisson(100, (3, 64, 80)).astype(np.uint16))
+    with pytest.raises(BadInput, match="no cell was found on 8 sites"): plate_cells(tmp_path, test_fraction=0)
+
+
+def test_damaged_images_are_named(tmp_path):
+    sites = rows(sites=1)
+    write(tables(tmp_path, sites), sites, lambda i, row: np.random.default_rng(i).integers(0, 4096, (3, 32, 40)).astype(np.uint16))
+    bad = tmp_path/"Week1_22123"/sites[0]["tubulin"]; whole = bad.read_bytes()
+    for content in (whole[:len(whole)//2], b"", b"GIF89a"):
+        bad.write_bytes(content)
+        with pytest.raises(BadInput, match=f"Week1_22123/{bad.name} cannot be read as TIFF"): plate_cells(tmp_path, tmp_path/"store")
+    for image, says in ((np.zeros((32, 40), np.float32), "is float32 of shape"), (np.zeros((2, 32, 40), np.uint16), "is uint16 of shape"), (np.zeros((31, 40), np.uint16), "must be of one size")):
+        tifffile.imwrite(bad, image, photometric="minisblack")
+        with pytest.raises(BadInput, match=says): plate_cells(tmp_path, tmp_path/"store")
+    assert not (tmp_path/"store").exists() and not list(tmp_path.glob(".store*"))
+
+
+# ------------------------------------------------------------------------------------------------ crops
+
+def original_crops(folder, n=12):
+    sites = rows(plates=("Week4_1", "Week4_2"), given=GIVEN[:2], sites=1)
+    x = np.random.default_rng(0).integers(1, 4096, (n, 68, 68, 3)).astype(np.uint16)*16
+    for i in range(n):
+        row = sites[i % 4]; place = folder/"data_subset"/("DMSO" if row["compound"] == "DMSO" else "Protein synthesis"); place.mkdir(parents=True, exist_ok=True)
+        np.save(place/f"{row['dna'][:-4]}_{i}.npy", x[i])
+    return tables(folder, sites), x
+
+
+def test_originals_find_their_treatment_in_the_image_table(tmp_path):
+    folder, x = original_crops(tmp_path)
+    images, about = _crop_images(folder)
+    order = about.cell_index.to_numpy()
+    assert np.array_equal(images, np.moveaxis(x[order], -1, 1)[:, [0, 2, 1]]//16) and set(about.plate) == {"Week4_1", "Week4_2"} and set(about.batch) == {"Week4"}
+    cells = crop_cells(folder, tmp_path/"store", test_fraction=.5)
+    assert cells.shape == (68, 68) and cells.classes == ["DMSO", "Microtubule stabilizers"] and (cells.table.groupby("plate").split.nunique() == 1).all()
+    assert np.allclose(cells.images[:]/255*cells.table.filter(like="full_").to_numpy()[..., None, None], images, atol=8.1)
+    assert np.array_equal(crop_cells(folder, full=4095, test_fraction=.5).images, np.rint(images/np.float32(4095)*255).astype(np.uint8))
+
+
+def test_bad_crops(tmp_path):
+    with pytest.raises(BadInput, match="neither cells.npz with cells.csv nor"): crop_cells(tmp_path)
+    folder, x = original_crops(tmp_path)
+    some = next(folder.rglob("*_w1*.npy")); whole = some.read_bytes()
+    some.write_bytes(whole[:99])
+    with pytest.raises(BadInput, match="cannot be read as crops"): crop_cells(folder)
+    np.save(some, x[0, :40])
+    with pytest.raises(BadInput, match="cannot be read as crops"): crop_cells(folder)
+    some.rename(some.with_name("B02_s1_w1FFFF_0.npy")); np.save(some.with_name("B02_s1_w1FFFF_0.npy"), x[0])
+    with pytest.raises(BadInput, match="does not name B02_s1_w1FFFF.tif"): crop_cells(folder)
+    (tmp_path/"cells.npz").write_bytes(b"?"); (tmp_path/"cells.csv").write_text("plate\n")
+    with pytest.raises(BadInput, match="cells.* cannot be read"): crop_cells(folder)
+
+
+@real
+def test_bbbc021_cells_is_its_originals(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTEGRATED_CELL_CACHE", str(tmp_path/"cache"))
+    folder = fetch("bbbc021_cells"); sums = read_source("bbbc021_cells").files.set_index("path").sha256
+    images, about = _crop_images(folder)
+    table = pd.read_csv(folder/"cells.csv")
+    raw = np.moveaxis(images[:, [0, 2, 1]], 1, -1) << 4
+    for i in range(0, len(table), 16):
+        file = io.BytesIO(); np.save(file, raw[i])
+        assert hashlib.sha256(file.getvalue()).hexdigest() == sums[table.path[i]]
+    assert (about["compound"] == "DMSO").sum() == 1500 and about.plate.nunique() == 6 and set(about.concentration[about["compound"] != "DMSO"]) == {5, 15, 50}
+    assert about.groupby("well").concentration.nunique().eq(1).all(), "the confound: a well is a dose"
+
+
+# ------------------------------------------------------------------------------------------------ segmented fields
+
+def segmented(n=6, size=(9, 60, 90)):
+    z, y, x = np.mgrid[:size[0], :size[1], :size[2]]
+    cells, nuclei = np.zeros((2, *size), np.uint8)
+    for k in range(n):
+        cy, cx = 15 + 30*(k//3), 15 + 30*(k % 3)
+        cells[((y - cy)/9)**2 + ((x - cx)/13)**2 + ((z - 4)/4)**2 < 1] = k + 1
+        nuclei[((y - cy)/4)**2 + ((x - cx - 2)/5)**2 + ((z - 4)/3)**2 < 1] = k + 1
+    return cells, nuclei, (np.random.default_rng(0).random(size) < .2)*(cells > 0)*255
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_segmented_field_goes_through_the_same_door(flat, tmp_path):
+    cells, nuclei, dots = (a.max(0) if flat else a for a in segmented())
+    n = cells.ndim
+    store = field_cells(cells, nuclei, dict(membrane=None, structure=dots, dna=None), (.3,)*n, .3, (12, 24, 32)[-n:], "TOM20", tmp_path/"store", name="fov")
+    assert len(store) == 6 and store.classes == ["TOM20"] and store.channels == ("membrane", "structure", "dna") and store.voxel_um == (.3,)*n
+    assert store.table.cell_id.tolist() == [f"fov_{k}" for k in range(1, 7)] and not store.provenance["incomplete"] and not store.provenance["left_out"]
+    for i, x in enumerate(store.images):
+        assert np.abs(np.array(ndimage.center_of_mass(x[2] > 127)) - (np.array(x.shape[1:]) - 1)/2).max() < .6
+        assert abs((x[0] > 127).sum()/(cells == i + 1).sum() - 1) < .1
+
+
+def test_cells_of_a_segmented_field_that_cannot_be_used(tmp_path):
+    cells, nuclei, dots = segmented()
+    cut, alone = cells.copy(), nuclei.copy()
+    cut[:, :8] = 0; cut = cut[:, 8:]; alone = alone[:, 8:]; alone[alone == 5] = 0
+    store = field_cells(cut, alone, dict(membrane=None, structure=dots[:, 8:], dna=None), (.3,)*3, .3, (12, 24, 32), "TOM20")
+    assert [(e["cell_id"], e["why"]) for e in store.provenance["incomplete"]] == [*((f"field_{k}", "the border of the field cuts it") for k in (1, 2, 3)), ("field_5", "it has no nucleus")]
+    assert len(field_cells(cut, alone, dict(membrane=None, structure=dots[:, 8:], dna=None), (.3,)*3, .3, (12, 24, 32), "TOM20", whole=False)) == 5
+    channels, tight = dict(membrane=None, structure=dots, dna=None), ((.3,)*3, .3, (12, 24, 32), "TOM20")
+    for bad, says in (((cells*1., nuclei, channels), "whole numbers"), ((cells, nuclei[:, 1:], channels), "must agree voxel for voxel"), ((cells*0, nuclei, channels), "no cell"),
+                      ((cells, nuclei*0, channels), "none of its 6 cells"), ((cells, nuclei, dict(channels, structure=dots[0])), "channel structure has shape")):
+        with pytest.raises(BadInput, match=says): field_cells(*bad, *tight)
+    with pytest.raises(BadInput, match="none of 6 cells fits"): field_cells(cells, nuclei, channels, (.3,)*3, .3, (2, 4, 4), "TOM20")
+
+
+@fov
+def test_the_field_of_hipsc(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTEGRATED_CELL_CACHE", str(tmp_path/"cache"))
+    folder = fetch("hipsc_fov")
+    cells, nuclei, structure = (tifffile.imread(next(folder.rglob(f"*_{c}_segmentation.tiff"))).max(0) for c in ("cell", "nucleus", "structure"))
+    store = field_cells(cells, nuclei, dict(membrane=None, structure=structure, dna=None), (.108, .108), .317, (96, 192), "TOM20")
+    assert len(store) + len(store.provenance["left_out"]) + len(store.provenance["incomplete"]) == 13 and len(store) >= 11
+    assert (store.images[:, 1].max((1, 2)) == 255).all()
+
+
+# ------------------------------------------------------------------------------------------------ across plates
+
+def test_agreement_is_what_scikit_learn_and_scipy_say():
+    rng = np.random.default_rng(0)
+    plates, truth = np.repeat(["a", "b", "c"], 80), rng.random(240) < .4
+    score, dose = rng.standard_normal(240).round(1) + truth, rng.choice([.1, .3, 1.], 240)
+    found = plate_agreement(score, truth, plates, n_boot=300)
+    assert np.allclose([*found["by_plate"].values()], [roc_auc_score(truth[plates == p], score[plates == p]) for p in "abc"])
+    assert np.allclose([*plate_agreement(score, dose, plates, n_boot=2)["by_plate"].values()], [spearmanr(score[plates == p], dose[plates == p])[0] for p in "abc"])
+    se = (found["high"] - found["low"])/3.92
+    assert .015 < se < .05, "three plates of 80 cells"
+    lone = truth.copy(); lone[plates == "a"] = True
+    assert set(plate_agreement(score, lone, plates, n_boot=2)["by_plate"]) == {"b", "c"}
+
+
+def test_fields_are_drawn_whole():
+    rng = np.random.default_rng(0)
+    fields, plates = np.repeat(np.arange(24), 20), np.repeat(["a", "b"], 240)
+    truth = fields % 2 == 0
+    score = rng.standard_normal(24)[fields] + .1*rng.standard_normal(480) + truth
+    wide, narrow = (plate_agreement(score, truth, plates, g, 300) for g in (fields, None))
+    assert wide["value"] == narrow["value"] and wide["high"] - wide["low"] > 2*(narrow["high"] - narrow["low"])
+
+
+def test_a_held_out_plate_teaches_nothing():
+    rng = np.random.default_rng(0)
+    plates, truth = np.repeat(["a", "b", "c"], 50), rng.random(150) < .5
+    x = rng.standard_normal((150, 5)); x[:, 0] += truth
+    score = held_out_scores(x, truth, plates)
+    again = held_out_scores(x, np.where(plates == "a", ~truth, truth), plates)
+    assert np.array_equal(score[plates == "a"], again[plates == "a"]) and not np.array_equal(score[plates == "b"], again[plates == "b"])
+    assert np.isnan(held_out_scores(x, truth & (plates == "a"), plates)[plates == "a"]).all()
+    for bad, says in (((x[:9], truth, plates), "9 rows of features"), ((np.where(x > 2, np.nan, x), truth, plates), "not finite")):
+        with pytest.raises(BadInput, match=says): held_out_scores(*bad)

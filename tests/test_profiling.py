@@ -1,0 +1,191 @@
+"Profiles and mechanisms: bad input, agreement with libraries at size, tables of other tools, and real profiles"
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import normalize
+
+from integrated_cell.manifest import fetch
+from integrated_cell.profiling import choose_eps, nsc_accuracy, nsc_interval, predict_moa, profiles, read_profiles, scale_plates, tvn, whiten, write_profiles
+from integrated_cell.results import BadInput
+
+MIRROR = os.environ.get("INTEGRATED_CELL_MIRROR")
+real = pytest.mark.skipif(not MIRROR or not (Path(MIRROR or ".")/"bbbc021_profiles").is_dir(), reason="INTEGRATED_CELL_MIRROR has no bbbc021_profiles")
+
+
+def screen(n_moas=8, n_compounds=4, n_doses=3, d=30, seed=0):
+    "Profiles (n, d), compounds, mechanisms, batches"
+    rng = np.random.default_rng(seed)
+    rows = [(f"{m}-{c}", f"moa{m}", f"week{rng.integers(4)}", m, 10*m + c) for m in range(n_moas) for c in range(n_compounds)]
+    direction, side = rng.normal(size=(n_moas, d)), rng.normal(size=(10*n_moas, d))
+    names = [row[:3] for row in rows for _ in range(n_doses)]
+    x = np.stack([(k + 1)*(direction[m] + 1.4*side[c]) + rng.normal(size=d) for *_, m, c in rows for k in range(n_doses)])
+    return (x, *(np.array(a, object) for a in zip(*names)))
+
+
+def wells(n_plates=4, n_dmso=6):
+    "A table of wells and features of them"
+    rows = [(c, float(c != "DMSO"), c[:4], f"week{p//2}", f"plate{p}", f"B{i:02d}") for p in range(n_plates) for i, c in enumerate(["taxol", "emetine", "ALLN"] + ["DMSO"]*n_dmso)]
+    table = pd.DataFrame(rows, columns=["compound", "concentration", "moa", "batch", "plate", "well"])
+    return np.random.default_rng(0).normal(size=(len(table), 5)), table
+
+
+def by_loops(x, compounds, moas, batches=None):
+    "Right or wrong of each treatment that has a partner, without an array operation"
+    right = {}
+    for i in range(len(x)):
+        others = [j for j in range(len(x)) if compounds[j] != compounds[i] and (batches is None or batches[j] != batches[i])]
+        if batches is not None and not any(moas[j] == moas[i] for j in others): continue
+        cosine = [x[i] @ x[j]/np.linalg.norm(x[i])/np.linalg.norm(x[j]) for j in others]
+        right[i] = bool(others) and moas[others[int(np.argmax(cosine))]] == moas[i]
+    return right
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("hard", [False, True])
+def test_nsc_by_loops(seed, hard):
+    x, compounds, moas, batches = screen(seed=seed)
+    right = by_loops(x, compounds, moas, batches if hard else None)
+    by_compound = pd.Series(right).groupby([compounds[i] for i in right]).mean()
+    given = batches if hard else None
+    assert 0 < sum(right.values()) < len(right)
+    assert nsc_accuracy(x, compounds, moas, batches=given) == pytest.approx(np.mean(list(right.values())))
+    assert nsc_accuracy(x, compounds, moas, "compound", given) == pytest.approx(by_compound.mean())
+    found = predict_moa(x, compounds, moas, given)
+    assert found.scored.sum() == len(right) and found.index[found.scored].tolist() == list(right)
+
+
+@pytest.mark.parametrize("k", [3, 5, 7])
+def test_votes_of_several_neighbours(k):
+    x, compounds, moas, _ = screen(n_moas=3)
+    found = predict_moa(x, compounds, moas, k=k)
+    for i in range(len(x)):
+        others = compounds != compounds[i]
+        near = KNeighborsClassifier(k, metric="cosine").fit(x[others], moas[others]).kneighbors(x[i:i + 1], return_distance=False)[0]
+        votes = pd.Series(moas[others][near]).value_counts()
+        assert found.predicted[i] in votes.index[votes == votes.max()]
+
+
+def test_ties_and_silent_profiles():
+    x = np.array([[1, 0], [1, 0], [0, 1], [0, 0.]])
+    found = predict_moa(x, list("abcd"), ["m", "m", "n", "n"])
+    assert found.right.tolist()[:2] == [True, True] and np.isfinite(found.similarity).all()
+    one_each = predict_moa(x, list("abcd"), list("mnop"))
+    assert not one_each.right.any() and one_each.scored.all()  # no batches: nobody is left out
+    assert not predict_moa(x, list("abcd"), list("mnop"), ["w1", "w1", "w2", "w2"]).scored.any()
+
+
+def test_order_and_types_do_not_matter():
+    x, compounds, moas, batches = screen()
+    order = np.random.default_rng(0).permutation(len(x))
+    frame = pd.DataFrame(x, index=pd.MultiIndex.from_arrays([compounds, moas]))
+    assert nsc_accuracy(x, compounds, moas) == nsc_accuracy(frame.iloc[order], pd.Index(compounds)[order], pd.Series(moas)[order]) == nsc_accuracy(x.tolist(), list(compounds), list(moas))
+    assert nsc_accuracy(x.astype(np.float32), pd.Categorical(compounds), moas) == nsc_accuracy(x, compounds, moas)
+
+
+def test_interval_covers_and_pairs():
+    rng, names = np.random.default_rng(0), np.repeat(np.arange(36), 3).astype(str).astype(object)
+    share = np.repeat(rng.beta(1.4, .6, (100, 36)), 3, 1)  # a compound's doses succeed or fail together
+    found = [pd.DataFrame(dict(compound=names, moa="m", scored=True, right=rng.random(108) < p)) for p in share]
+    low, high = np.array([nsc_interval(f, n_boot=300)[1:] for f in found]).T
+    assert np.mean((low <= .7) & (.7 <= high)) > .88
+    a, b = found[0], found[0].assign(right=~found[0].right)
+    assert nsc_interval(a, other=b)[0] == pytest.approx(2*a.right.mean() - 1)
+    with pytest.raises(BadInput, match="same ones in the same order"): nsc_interval(a, other=a.iloc[::-1])
+
+
+@pytest.mark.parametrize("n,d", [(200, 12), (20, 40)])  # more and fewer controls than features
+def test_whitening_against_scikit_learn(n, d):
+    rng = np.random.default_rng(0)
+    controls, x = rng.normal(size=(n, d)) @ rng.normal(size=(d, d)), rng.normal(size=(9, d))
+    k = min(n - 1, d)
+    theirs = PCA(k, whiten=True, svd_solver="full").fit(controls)
+    ours = whiten(x, controls, 1e-9)[:, :k]
+    assert np.allclose(np.abs(ours), np.abs(theirs.transform(x)), rtol=1e-4)
+    pca, zca = (whiten(x, controls, .1, m) for m in ("pca", "zca"))
+    assert np.allclose(normalize(pca) @ normalize(pca).T, normalize(zca) @ normalize(zca).T)
+    frame = pd.DataFrame(x, columns=[f"f{i}" for i in range(d)], index=list("abcdefghi"))
+    assert np.allclose(whiten(frame, pd.DataFrame(controls), .1, "zca"), zca) and whiten(frame, controls, .1, "zca").columns[0] == "f0" and whiten(frame, controls).columns[0] == "pc0"
+
+
+def test_a_feature_that_never_varies():
+    x, table = wells()
+    x[:, 2] = 7.1
+    dmso = (table.compound == "DMSO").to_numpy()
+    with pytest.warns(UserWarning, match="1 of 5 features do not vary"): scaled = scale_plates(x, table)
+    assert (scaled[:, 2] == 0).all() and np.isfinite(scaled).all()
+    x[0, 2] = 9  # only a treatment has it
+    with pytest.warns(UserWarning, match="1 of 5"): white = whiten(x, x[dmso])
+    assert np.isfinite(white).all() and np.abs(white).max() < 100
+    with pytest.warns(UserWarning), pytest.raises(BadInput, match="divides by 0"): whiten(x, x[dmso], eps=0)
+    with pytest.warns(UserWarning): assert np.isfinite(tvn(x, dmso, table.batch)).all()
+
+
+def test_a_compound_on_one_plate_only():
+    x, table = wells()
+    few = ~((table.compound == "taxol") & (table.plate != "plate0"))
+    with pytest.warns(UserWarning, match="1 of 3 treatments stand on one plate only .*taxol"): profiles(x[few], table[few])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert profiles(x, table).shape == (4, 5) and profiles(x, table, ["plate", "well"]).shape == (36, 5) and len(profiles(x, table, "compound")) == 4
+
+
+@pytest.mark.parametrize("what,said", [
+    (lambda x, t: whiten(x, x[:0]), "DMSO is missing"), (lambda x, t: whiten(x, None), "DMSO is missing"), (lambda x, t: whiten(x, x[:1]), "at least 2"),
+    (lambda x, t: whiten(x, x[:, :3]), "same"), (lambda x, t: whiten(x, x, method="cholesky"), "pca or zca"),
+    (lambda x, t: scale_plates(x, t[t.compound != "DMSO"]), "same order"), (lambda x, t: scale_plates(x[:3], t[:3]), "'DMSO' is missing"),
+    (lambda x, t: scale_plates(x, t, "week"), "no column 'week'"), (lambda x, t: scale_plates(x, t, "well"), "fewer than 2 rows of DMSO"),
+    (lambda x, t: scale_plates(x, t, spread="none"), "own or pooled"), (lambda x, t: profiles(x, t, how="mode"), "mean or median"), (lambda x, t: profiles(x, t, ["dose"]), "no column 'dose'"),
+    (lambda x, t: profiles(np.where(np.arange(5) == 3, np.nan, x), t), "36 values are not finite, the first in row 0, feature 3"),
+    (lambda x, t: nsc_accuracy(np.where(np.arange(5) == 3, np.nan, x), t["compound"], t.moa), "not finite"), (lambda x, t: whiten(x, x*np.inf), "controls"),
+    (lambda x, t: nsc_accuracy(x, t["compound"], t.moa), "24 of 36 rows are DMSO"), (lambda x, t: nsc_accuracy(x[:3], t["compound"][:3], ["a", None, "a"]), "1 of 3 treatments have no mechanism .*emetine"),
+    (lambda x, t: nsc_accuracy(x[:3], list("aab"), list("mm")), "one of each"), (lambda x, t: nsc_accuracy(x[:3], ["a"]*3, ["m"]*3), "one compound or batch"),
+    (lambda x, t: nsc_accuracy(x[:3], list("abc"), list("mnn"), batches=[1]*3), "one compound or batch"), (lambda x, t: nsc_accuracy(x[:3], list("abc"), list("mno"), batches=[1, 2, 3]), "no treatment has a partner"),
+    (lambda x, t: nsc_accuracy(x[:3], list("abc"), list("mmm"), "well"), "treatment or compound"), (lambda x, t: choose_eps(x, ["one"]*36), "one plate only"),
+    (lambda x, t: tvn(x, t.compound == "DMSO", t.well), "fewer than 2 control rows"), (lambda x, t: read_profiles("nowhere.csv"), "no file nowhere.csv")])
+def test_bad_input_in_one_sentence(what, said):
+    with pytest.raises(BadInput, match=said) as e: what(*wells())
+    assert len(str(e.value).splitlines()) == 1 and len(str(e.value)) < 250
+
+
+def test_held_out_controls_choose_a_sensible_eps():
+    rng = np.random.default_rng(1)
+    few = np.repeat(rng.normal(size=(120, 10)), 8, 1) + .5*rng.normal(size=(120, 80))  # noise of variance 0.25
+    eps, curve = choose_eps(few, np.repeat(np.arange(20), 6))
+    assert .03 < eps < 1 and curve.idxmax() == eps and curve.is_monotonic_increasing is False
+    assert choose_eps(few, np.repeat(np.arange(20), 6), grid=[1e-6, .1])[0] == .1
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "csv.gz"])
+def test_tables_of_other_tools(tmp_path, ending):
+    x, table = wells()
+    theirs = pd.concat([table.add_prefix("Metadata_").rename(columns=str.title), pd.DataFrame(x).add_prefix("Nuclei_Texture_"), pd.Series(["ok"]*36, name="QC")], axis=1)
+    path = tmp_path/f"theirs.{ending}"
+    theirs.to_parquet(path) if ending == "parquet" else theirs.to_csv(path, index=False)
+    features, said = read_profiles(path)
+    assert np.allclose(features, x) and set(said) == {*table, "QC"} and said["plate"].tolist() == table.plate.tolist()
+    ours = write_profiles(tmp_path/f"ours.{ending}", profiles(features, said), profiles(features, said).index.to_frame())
+    assert ours.columns[:2].tolist() == ["Metadata_compound", "Metadata_concentration"] and read_profiles(tmp_path/f"ours.{ending}")[0].shape == (4, 5)
+    (tmp_path/"plain.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(BadInput, match="no column begins with Metadata_"): read_profiles(tmp_path/"plain.csv")
+
+
+@real
+def test_real_profiles_reach_what_is_known_of_them():
+    folder = fetch("bbbc021_profiles")
+    features, table = read_profiles(next(folder.rglob("ljosa_*.csv.gz")))
+    sites = pd.read_csv(next(folder.rglob("BBBC021_v1_image.csv.gz")))[[f"Image_Metadata_{c}" for c in ("Plate_DAPI", "Well_DAPI", "Compound", "Concentration")]]
+    table = table.merge(sites.drop_duplicates().set_axis(["plate", "well", "compound", "concentration"], axis=1), how="left").merge(pd.read_csv(next(folder.rglob("BBBC021_v1_moa.csv"))), how="left")
+    table["batch"], dmso = table.plate.str.split("_").str[0], (table.compound == "DMSO").to_numpy()
+    scaled = scale_plates(features, table)
+    eps, _ = choose_eps(scaled[dmso], table.plate[dmso])  # no mechanism is looked at
+    of = {name: profiles(x, table, ["compound", "concentration", "moa", "batch"]).drop("DMSO") for name, x in (("scaled", scaled), ("whitened", whiten(scaled, scaled[dmso], eps)))}
+    compounds, moas, batches = (of["scaled"].index.get_level_values(c) for c in ("compound", "moa", "batch"))
+    assert features.shape == (632, 516) and len(moas) == 103 and len(set(compounds)) == 38
+    assert nsc_accuracy(of["scaled"], compounds, moas) >= .86 and nsc_accuracy(of["whitened"], compounds, moas) >= .90
+    assert predict_moa(of["scaled"], compounds, moas, batches).scored.sum() == 103 - 11
