@@ -87,6 +87,40 @@ def _dots(z, sd, height, shape, pixel):
     return ((height*y) @ x.T).astype(np.float32)
 
 # %% ../nbs/29_mcf7.ipynb #899c4750
+def _window(s, at, reach):
+    "Rows and columns within reach of a point"
+    def end(x, n): return int(np.clip(np.floor(x/s.pixel + (n - 1)/2), 0, n))
+    return tuple(slice(end(x - reach, n), end(x + reach + s.pixel, n)) for x, n in zip((at.imag, at.real), s.shape))
+
+def _own(s, reach):
+    "Whose each pixel is: owner, depth under the rim, labels"
+    s.owner, first, second = np.zeros(s.shape, int), *np.full((2, *s.shape), 9, np.float32)
+    for i, (c, r) in enumerate(zip(s.centre, reach)):
+        w = _window(s, c, 1.5*r)
+        rho, f = s.within(s.grid[w], i).astype(np.float32), first[w]
+        second[w] = np.minimum(second[w], np.maximum(rho, f))
+        s.owner[w] = np.where(rho < f, i, s.owner[w])
+        first[w] = np.minimum(rho, f)
+    s.depth = np.minimum(1 - first, .5*(second - first))*s.of(s.radius)
+    s.inside, s.labels = s.depth > 0, np.where(first < 1, s.owner + 1, 0)
+
+# %% ../nbs/29_mcf7.ipynb #783ea28c
+def _nucleate(s):
+    "Nuclei, several small ones in a ring where a cell is lobed; out: micrometres from the nearest, negative inside"
+    rng, m = s.rng, 1 + s.rng.binomial(4, .75*squash(1.2*(s.traits[:, 1] - 2.2)))
+    s.of_cell = cell = np.repeat(np.arange(len(m)), m)
+    s.lobe_radius = r = (s.nuclear/m**.4)[cell]*np.exp(np.where(m > 1, .15, 0)[cell]*rng.normal(size=len(cell)))
+    step, ring = np.concatenate([np.arange(i) for i in m])/m[cell] + rng.random(len(m))[cell], np.where(m > 1, .45 + .22*m, 0)[cell]*r
+    s.lobe_at = s.nuclei[cell] + ring*np.exp(1j*(2*np.pi*step + .3*rng.normal(size=len(cell))))
+    long, turn = np.exp(rng.uniform(.02, .16, len(cell))), np.exp(1j*rng.uniform(0, 3.2, len(cell)))
+    harmonics = .45*_harmonics(rng, len(cell), np.ones(len(cell)))
+    s.out = np.full(s.shape, 9, np.float32)
+    for i, (c, a, b) in enumerate(zip(cell, s.lobe_at, r)):
+        w = _window(s, a, b + 14)
+        d = ((_within(s.grid[w], a, b, long[i], turn[i], harmonics[i]) - 1)*b).astype(np.float32)
+        s.out[w] = np.where(s.owner[w] == c, np.minimum(s.out[w], d), s.out[w])
+
+# %% ../nbs/29_mcf7.ipynb #63f1f0d9
 class Scene:
     "Outlines of k cells on a grid: who owns each pixel, how deep it lies (micrometres), where the nuclei are"
     def __init__(self,
@@ -106,36 +140,8 @@ class Scene:
         self.harmonics = _harmonics(rng, k, 1.1 - self.round)
         off = .35*(self.radius - self.nuclear)*(1 - .7*self.round)*(rng.normal(size=k) + 1j*rng.normal(size=k))
         self.centre = nuclei - off*np.minimum(1, .7*(self.radius - self.nuclear)/(np.abs(off) + 1e-6))
-        self._own(); self._nuclei()
+        _own(self, self.radius*self.stretch); _nucleate(self)
     def within(self, z, i): return _within(z, *(a[i] for a in (self.centre, self.radius, self.stretch, self.turn)), self.harmonics[i])
-    def _window(self, at, reach):
-        "Rows and columns within reach of a point"
-        def end(x, n): return int(np.clip(np.floor(x/self.pixel + (n - 1)/2), 0, n))
-        return tuple(slice(end(x - reach, n), end(x + reach + self.pixel, n)) for x, n in zip((at.imag, at.real), self.shape))
-    def _own(self):
-        self.owner, first, second = np.zeros(self.shape, int), *np.full((2, *self.shape), 9, np.float32)
-        for i, (c, r) in enumerate(zip(self.centre, self.radius*self.stretch)):
-            w = self._window(c, 1.5*r)
-            rho, f = self.within(self.grid[w], i).astype(np.float32), first[w]
-            second[w] = np.minimum(second[w], np.maximum(rho, f))
-            self.owner[w] = np.where(rho < f, i, self.owner[w])
-            first[w] = np.minimum(rho, f)
-        self.depth = np.minimum(1 - first, .5*(second - first))*self.of(self.radius)
-        self.inside, self.labels = self.depth > 0, np.where(first < 1, self.owner + 1, 0)
-    def _nuclei(self):
-        "Lobes are several small nuclei in a ring; out: micrometres from the nearest, negative inside"
-        rng, m = self.rng, 1 + self.rng.binomial(4, .75*squash(1.2*(self.traits[:, 1] - 2.2)))
-        self.of_cell = cell = np.repeat(np.arange(len(m)), m)
-        self.lobe_radius = r = (self.nuclear/m**.4)[cell]*np.exp(np.where(m > 1, .15, 0)[cell]*rng.normal(size=len(cell)))
-        step, ring = np.concatenate([np.arange(i) for i in m])/m[cell] + rng.random(len(m))[cell], np.where(m > 1, .45 + .22*m, 0)[cell]*r
-        self.lobe_at = self.nuclei[cell] + ring*np.exp(1j*(2*np.pi*step + .3*rng.normal(size=len(cell))))
-        long, turn = np.exp(rng.uniform(.02, .16, len(cell))), np.exp(1j*rng.uniform(0, 3.2, len(cell)))
-        harmonics = .45*_harmonics(rng, len(cell), np.ones(len(cell)))
-        self.out = np.full(self.shape, 9, np.float32)
-        for i, (c, a, b) in enumerate(zip(cell, self.lobe_at, r)):
-            w = self._window(a, b + 14)
-            d = ((_within(self.grid[w], a, b, long[i], turn[i], harmonics[i]) - 1)*b).astype(np.float32)
-            self.out[w] = np.where(self.owner[w] == c, np.minimum(self.out[w], d), self.out[w])
     def of(self, values): return np.asarray(values, np.float32)[self.owner]  # one value a cell -> one a pixel
 
 # %% ../nbs/29_mcf7.ipynb #e8039f2a
@@ -164,6 +170,7 @@ def _walks(s, n, steps, step):
     nucleus, reach = s.nuclear*(1 - .5*s.round)*np.exp(-.1*inward), np.exp(-.14*inward)*(1 - .4*s.round)
     return s.nuclei[:, None, None] + nucleus[:, None, None]*np.exp(1j*start) + (reach*step)[:, None, None]*np.cumsum(np.exp(1j*heading), 2)
 
+# %% ../nbs/29_mcf7.ipynb #94cfaad8
 def _microtubules(s, strength, n=44, steps=36, step=.6):
     "Walks from around the nucleus that bend along the rim"
     z, total, fade = _walks(s, n, steps, step), np.zeros(s.shape, np.float32), np.exp(-np.arange(steps)/(.8*steps))

@@ -62,7 +62,8 @@ def draw_plates(
 ) -> pd.DataFrame:  # a row a well: compound, concentration (micromolar), moa, plate, well, batch, replicate, j, dose
     "The plan of the screen, after BBBC021"
     if min(n_compounds, n_doses, n_replicates) < 1 or n_doses > len(_LADDER):
-        raise BadInput(f"no screen has {n_compounds} compounds a mechanism in {n_doses} doses on {n_replicates} plates; each is at least one, and doses at most {len(_LADDER)}")
+        raise BadInput(f"no screen has {n_compounds} compounds a mechanism in {n_doses} doses on {n_replicates} plates; "
+                       f"each is at least one, and doses at most {len(_LADDER)}")
     compounds = [(moa, j) for moa in MECHANISMS for j in range(n_compounds)]
     rng, weeks, rows = _stream(seed, 10), max(6, -(-len(compounds)*n_doses//40)), []
     order = [compounds[i] for i in rng.permutation(len(compounds))]
@@ -101,6 +102,7 @@ def _neighbours(rng, crowding):
     z = rng.uniform(17, 25, 6)*np.exp(1j*angle)
     return z[rng.random(6) < squash(.6 + .5*crowding)]
 
+# %% ../nbs/29_screen.ipynb #cffab548
 def _expose(s, stain, look, rng):
     "(3, H, W) float32 about 0 to 1 as the lens shows it: stain, glow, exposure, focus, background"
     gain, defocus, background = look
@@ -166,10 +168,11 @@ def simulate_screen(
     "A compound screen after BBBC021: single cells, each with its treatment, well and true parameters (sections 4 and 5)"
     if n < 1: raise BadInput(f"cannot simulate {n} cells; ask for at least two of each mechanism")
     shape = tuple(int(v) for v in shape)
-    if len(shape) != 2 or min(shape) < 16: raise BadInput(f"a simulated screen has images of two dimensions of at least 16 pixels, not {shape}; the paper's shape is (96, 96)")
+    if len(shape) != 2 or min(shape) < 16:
+        raise BadInput(f"a simulated screen has images of two dimensions of at least 16 pixels, not {shape}; the paper's shape is (96, 96)")
     table = _draw_table(n, seed, n_compounds, n_doses, n_replicates)
     images = (_crop(seed, row, n_doses, shape) for row in table.itertuples())
-    about = dict(source="simulated", cells="MCF-7", n=n, seed=seed, shape=list(shape), n_compounds=n_compounds, n_doses=n_doses, n_replicates=n_replicates)
+    about = dict(source="simulated", n=n, seed=seed, shape=list(shape), n_compounds=n_compounds, n_doses=n_doses, n_replicates=n_replicates)
     kwargs = {"test_fraction": .1 if table.structure.value_counts().min() > 1 else 0} | kwargs
     return Cells.create(path, images, table.drop(columns=["j", "dose"]), (FIELD_UM/max(shape),)*2, CHANNELS, about, **kwargs)
 
@@ -179,7 +182,8 @@ def screen_truth(
 ) -> np.ndarray:  # (n, 12) float32, in SD of untreated cells, in the order of `TRAITS`
     "The true parameters of every cell"
     columns = [f"true_{name}" for name in TRAITS]
-    if not set(columns) <= set(cells.table): raise BadInput("these cells were not simulated, so their true parameters are unknown; use cells of simulate_screen")
+    if not set(columns) <= set(cells.table):
+        raise BadInput("these cells were not simulated, so their true parameters are unknown; use cells of simulate_screen")
     return cells.table[columns].to_numpy(np.float32)
 
 # %% ../nbs/29_screen.ipynb #90f7b048
@@ -188,9 +192,11 @@ def _treatment(compound, concentration, seed, n_doses):
     if compound == "DMSO": return "DMSO", 0, 0
     known = {f"{short}-": name for name, (short, _) in MECHANISMS.items()}
     moa, number = known.get(compound[:4]), compound[4:]
-    if moa is None or not number.isdigit() or number == "0": raise BadInput(f"there is no compound '{compound}'; name DMSO or a mechanism's letters and a number, such as STA-1")
+    if moa is None or not number.isdigit() or number == "0":
+        raise BadInput(f"there is no compound '{compound}'; name DMSO or a mechanism's letters and a number, such as STA-1")
     doses = _compound(seed, moa, int(number) - 1, n_doses)[0]
-    if concentration not in doses: raise BadInput(f"'{compound}' was not screened at {concentration:g} µM; choose from {', '.join(f'{c:g}' for c in doses)}")
+    if concentration not in doses:
+        raise BadInput(f"'{compound}' was not screened at {concentration:g} µM; choose from {', '.join(f'{c:g}' for c in doses)}")
     return moa, int(number) - 1, doses.index(concentration)
 
 def _scatter(rng, n, shape, pixel, least=12.):

@@ -61,7 +61,7 @@ def test_an_effect_needs_two_amounts_and_copes_with_one_property():
 
 def test_balance_leaves_out_what_cannot_be_moved():
     steps = np.eye(3)
-    tried = respond(lambda z: z*[2, 1, 1e-6], rng.normal(size=(5, 3)), steps, (-1, 1))
+    tried = respond(lambda z: z*[2, 1, 1e-6], rng.normal(size=(5, 3)), steps, (-1, 1), False)
     assert np.allclose(balance(steps, (-1, 1), tried), np.diag([.5, 1, 0]))
 
 
