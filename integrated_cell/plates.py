@@ -51,7 +51,7 @@ def _csv(folder, name, columns):  # the table of this name somewhere in the fold
     found = [*sorted(Path(folder).rglob(f"{name}.csv*"))]
     if not found: raise BadInput(f"{folder} has no {name}.csv; fetch it with its source, or give the folder that holds it")
     try: table = pd.read_csv(found[0])
-    except (OSError, ValueError, EOFError) as e: raise BadInput(f"{found[0]} cannot be read as a table ({str(e).splitlines()[0]}); get it again") from e
+    except (OSError, ValueError, EOFError) as e: raise BadInput(f"{found[0]} cannot be read as a table ({type(e).__name__}); get it again") from e
     lacking = [c for c in columns if c not in table]
     if lacking: raise BadInput(f"{found[0]} has no column {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")
     return table
@@ -66,7 +66,8 @@ def _site_table(
     twice = moas[moas.duplicated(["compound", "concentration"])]
     if len(twice): raise BadInput(f"BBBC021_v1_moa.csv names {twice.compound.iloc[0]} at {twice.concentration.iloc[0]:g} µM twice; keep one row")
     bad = images[images.isna().any(axis=1)]
-    if len(bad): raise BadInput(f"{len(bad)} rows of BBBC021_v1_image.csv lack {bad.columns[bad.iloc[0].isna()][0]}, first row {bad.index[0] + 2}; remove them")
+    lacks = list(bad.columns[bad.isna().any()])
+    if len(bad): raise BadInput(f"{len(bad)} rows of BBBC021_v1_image.csv lack {lacks[0]}, first row {bad.index[0] + 2}; remove them")
     site = images.dna.str.extract(r"_s(\d+)_w")[0].fillna(images.groupby(["plate", "well"]).cumcount().add(1).astype(str)).astype(int)
     table = images.assign(site=site, batch=images.plate.str.split("_").str[0]).merge(moas, "left", ["compound", "concentration"])
     again = table[table.duplicated(["plate", "well", "site"])]
@@ -90,7 +91,7 @@ def _crop_images(
         files = sorted(folder.rglob("*_w1*.npy"), key=lambda p: p.relative_to(folder).as_posix())
         if not files: raise BadInput(f"{folder} holds neither cells.npz with cells.csv nor *_w1*.npy; {again} and give the folder that it returns")
         try: images = np.stack([np.load(p, allow_pickle=False) for p in files])
-        except (OSError, ValueError, EOFError) as e: raise BadInput(f"{folder}: a .npy is no crop of that shape ({str(e).splitlines()[0]}); {again}") from e
+        except (OSError, ValueError, EOFError) as e: raise BadInput(f"{folder}: a file is no crop of 68 x 68 ({type(e).__name__}); {again}") from e
         cut = pd.DataFrame([p.stem.rsplit("_", 1) for p in files], columns=["stem", "cell_index"])
         table = cut.assign(dna=cut.stem + ".tif").merge(_site_table(folder), "left", "dna")
         if len(lost := table.dna[table.plate.isna()]): raise BadInput(f"{folder}: BBBC021_v1_image.csv does not name {lost.iloc[0]}; {again}")

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from integrated_cell.algebra import balance, direction, dose_algebra, edit_effect, mechanism_algebra, opposites, plate_transfer, rank_of, read_drawn, respond
+from integrated_cell.algebra import balance, direction, dose_algebra, edit, edit_effect, mechanism_algebra, opposites, plate_transfer, rank_of, read_drawn
 from integrated_cell.cytogan import CytoGan
 from integrated_cell.features import PROPERTIES
 from integrated_cell.results import BadInput
@@ -61,14 +61,15 @@ def test_an_effect_needs_two_amounts_and_copes_with_one_property():
 
 def test_balance_leaves_out_what_cannot_be_moved():
     steps = np.eye(3)
-    tried = respond(lambda z: z*[2, 1, 1e-6], rng.normal(size=(5, 3)), steps, (-1, 1), False)
+    tried = edit(rng.normal(size=(5, 3)), steps, (-1, 1), False)*[2, 1, 1e-6]
     assert np.allclose(balance(steps, (-1, 1), tried), np.diag([.5, 1, 0]))
 
 
 def test_properties_of_what_a_model_draws():
     model = CytoGan("lsgan", (16, 16), .06, 4).eval()
-    y = read_drawn(rng.normal(size=(7, 4)), model, PROPERTIES, .3)
-    assert y.shape == (7, len(PROPERTIES)) and np.isfinite(y).all()
+    z = rng.normal(size=(3, 2, 7, 4))
+    y = read_drawn(z, model, PROPERTIES, .3)
+    assert y.shape == (3, 2, 7, len(PROPERTIES)) and np.isfinite(y).all() and np.allclose(read_drawn(z[1, 1], model, PROPERTIES, .3), y[1, 1])
 
 
 def test_ranks_by_brute_force():
