@@ -270,7 +270,7 @@ def _plate_crops(files, sites, size, nucleus_px, full, workers, told):  # -> (ui
         jobs = (delayed(_cut)(_site(files, row, lamps.shape[1:]) >> shift, dark, lamps, size, nucleus_px) for row in rows)
         for row, (cut, about) in zip(rows, Parallel(workers, return_as="generator")(jobs)):
             for k, (x, more) in enumerate(zip(cut, about.to_dict("records"))):
-                named = dict(cell_id="{plate}/{well}_s{site}".format(**row) + f"_{k}", **{c: v for c, v in row.items() if c not in _CHANNELS})
+                named = dict(cell_id="{plate}/{well}_s{site}".format(**row) + f"_{k}", field="{plate}/{well}_s{site}".format(**row), **{c: v for c, v in row.items() if c not in _CHANNELS})
                 yield luminance(x, full), named | more | _full(x, full)
 
 @contextmanager
@@ -294,7 +294,7 @@ def plate_cells(
     workers: int = 1,  # processes that segment
     pixel_um: float | None = None,  # size of a pixel, for scale bars; None or 0: unknown
     test_fraction: float = .1,  # share of each class held out
-    group: str = "plate",  # column whose cells stay together
+    group: str | None = None,  # column whose cells stay together; None: plate, or field where a class has only one plate
     split_seed: int = 0,  # another seed is another split
 ) -> Cells:  # channels dna, tubulin, actin; structure is the mechanism; provenance["told"] is what a reader should know
     "Single cells of whole plates: tables, illumination, segmentation, crops, luminance (section 4)"
@@ -307,9 +307,13 @@ def plate_cells(
     sites = sites.assign(structure=sites.moa.fillna("no mechanism"))
     with _kept(_plate_crops(_files(folder), sites, size, nucleus_px, full, workers, told), path, (3, size, size)) as (images, rows):
         if not rows: raise BadInput(f"{folder}: no cell was found on {len(sites)} sites; check nucleus_px ({nucleus_px:g}) and the channels")
+        table = pd.DataFrame(rows)
+        if test_fraction and not group and (alone := table.groupby("structure").plate.nunique() < 2).any():
+            group = "field"
+            told.append(f"cells are held out field by field, not plate by plate, since {_list(alone.index[alone])} stands on one plate only")
         for line in told: print(line, file=sys.stderr)
         about = dict(source="plates", full=full, told=told, missing=missing, n_sites=len(sites), nucleus_px=nucleus_px)
-        return Cells.create(path, iter(images), pd.DataFrame(rows), voxel_um, _CHANNELS, about, test_fraction, group, split_seed)
+        return Cells.create(path, iter(images), table, voxel_um, _CHANNELS, about, test_fraction, group or "plate", split_seed)
 
 # %% ../nbs/31_plates.ipynb #ab10e96a
 def _labels(labels, what, shape):  # whole numbers of the shape of the field

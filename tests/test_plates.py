@@ -2,6 +2,7 @@
 import hashlib
 import io
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import tifffile
 from joblib import parallel_config
 from scipy import ndimage
 
+from integrated_cell.app import main
 from integrated_cell.cells import Cells
 from integrated_cell.manifest import fetch, read_source
 from integrated_cell.plates import (_NAMES, _crop_images, _true_range, crop_cells, crops, field_cells, illumination, luminance, plate_cells,
@@ -211,8 +213,21 @@ def test_bits_workers_and_folders_do_not_change_the_cells(small, tmp_path):
     assert np.allclose(fixed.images.max((2, 3))/255*4095, tops, atol=9) and (fixed.table.full_dna == 4095).all()
 
 
-def test_one_plate_cannot_be_split_and_says_so(small):
-    with pytest.raises(BadInput, match="single group"): plate_cells(small[0], plates=["Week1_22123"])
+def test_the_command_line_leaves_out_what_is_missing_only_when_told_to(small, tmp_path, capsys):
+    folder = tmp_path/"plates"
+    shutil.copytree(small[0], folder)
+    next((folder/"Week1_22141").glob("*.tif")).unlink()
+    call = ["plates", str(folder), "--out", str(tmp_path/"cells"), "--plates", "Week1_22123,Week1_22141"]
+    assert main(call) == 2 and "1 of 12 sites lack an image" in (said := capsys.readouterr().err) and said.count("\n") == 1 and not (tmp_path/"cells").exists()
+    assert main([*call, "--allow-missing"]) == 0 and "1 of 12 sites" in capsys.readouterr().err
+    assert len(Cells.open(tmp_path/"cells").provenance["missing"]) == 1
+
+
+def test_one_plate_is_split_by_field(small, capsys):
+    cells = plate_cells(small[0], plates=["Week1_22123"], test_fraction=.5)
+    assert (cells.table.groupby("field").split.nunique() == 1).all() and set(cells.table.split) == {"train", "test"}
+    assert "field by field, not plate by plate" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="single group"): plate_cells(small[0], plates=["Week1_22123"], group="plate")
     with pytest.raises(BadInput, match="is no brightness"): plate_cells(small[0], full=0)
     with pytest.raises(BadInput, match="pixel_um -1"): plate_cells(small[0], pixel_um=-1)
 
