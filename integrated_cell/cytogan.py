@@ -49,6 +49,7 @@ def check_name(
         raise BadInput(f"unknown model '{name}'; choose from {', '.join(NAMES)}, or conditional {', conditional '.join(PLAIN)}")
     return kind, conditional
 
+# %% ../nbs/34_cytogan.ipynb #7d74413e
 class CytoGan(nn.Module):
     "A generator with its judge, its encoder, or both (section 3, Figure 1)"
     def __init__(self,
@@ -76,8 +77,7 @@ class CytoGan(nn.Module):
         if kind == "autoencoder": self.enc = nn.Sequential(self.enc, nn.BatchNorm1d(d, affine=False))  # codes of mean 0 and variance 1
         self.to(memory_format=torch.channels_last)
     def profile(self, x: Tensor) -> Tensor:  # (n, 3, Y, X) in [0, 1] -> (n, width of the profile)
-        if hasattr(self, "enc"): return self.encode(x)
-        return self.critics.body(2*x - 1)
+        return self.encode(x) if hasattr(self, "enc") else self.critics.body(2*x - 1)
     def encode(self, x: Tensor) -> Tensor | None:  # (n, 3, Y, X) in [0, 1] -> (n, n_latent), None without an encoder
         return self.enc(2*x - 1)[:, :self.n_latent] if hasattr(self, "enc") else None
 
