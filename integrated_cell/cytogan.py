@@ -189,15 +189,23 @@ def sample(
     batch_size: int = 64,
 ) -> np.ndarray:  # (n, 3, Y, X) uint8
     "Cells of N(0, I) noise, or of given places in it, in 8 bits as a camera gives them"
+    if n < 1: raise BadInput(f"cannot draw {n} images; ask for at least one")
     own = torch.randn(n, model.n_latent, generator=torch.Generator().manual_seed(seed))
     z = own if z is None else torch.as_tensor(z, dtype=torch.float32)
-    if z.shape != own.shape: raise BadInput(f"z of shape {tuple(z.shape)} does not fit {n} images of '{model.name}'; give ({n}, {model.n_latent})")
+    if z.shape != own.shape or not z.isfinite().all():
+        raise BadInput(f"z of shape {tuple(z.shape)} does not fit {n} images of '{model.name}'; give ({n}, {model.n_latent}) finite numbers")
     if treated and treated[0] not in model.doses: raise BadInput(f"'{model.name}' was not told of '{treated[0]}'; it knows {', '.join(model.doses) or 'no compound'}")
+    if treated and not (known := model.doses[treated[0]])[0] <= treated[1] <= known[-1]:
+        raise BadInput(f"'{model.name}' was told of {treated[0]} from {known[0]:g} to {known[-1]:g}, not of {treated[1]:g}; ask for a dose between, or leave `treated` out")
     told, at = conditions(model.doses, [(treated or ("", 1.))[0]]*n, [(treated or ("", 1.))[1]]*n), next(model.parameters()).device
     parts = zip(z.split(batch_size), told.split(batch_size))
     return np.concatenate([(model.eval().gen(a.to(at), b.to(at))*255).round().byte().cpu().numpy() for a, b in parts])
 
 # %% ../nbs/34_cytogan.ipynb #a9b05ac0
+def _eight_bits(cells, rows):
+    if len(rows) and (x := np.asarray(cells[int(rows[0])])).dtype != np.uint8:
+        raise BadInput(f"cells are {x.dtype} where 8 bits (uint8) are needed; scale each channel to 0 to 255 first, as `plates.luminance` does")
+
 def profile_cells(
     model: CytoGan,
     cells,  # Cells, or anything that gives (3, Y, X) uint8 for cells[i]
@@ -207,6 +215,7 @@ def profile_cells(
     batch_size: int = 64,
 ) -> np.ndarray:  # (n, width of the profile) float32
     "The profile of each cell: the dense layer of the judge, or the code of the encoder (sections 3 and 5)"
+    _eight_bits(cells, rows)
     rng, at = torch.Generator().manual_seed(seed), next(model.parameters()).device
     add = lambda x: x + noise/2*torch.randn(x.shape, generator=rng).to(x.device) if noise else x
     return in_batches(lambda x: model.eval().profile(add(x)).detach(), cells, rows, batch_size, at).numpy()
@@ -218,4 +227,5 @@ def encode_cells(
 ) -> np.ndarray:  # (n, n_latent) float32
     "The place of real cells in noise space (poster, interpolation in noise and latent space)"
     if not hasattr(model, "enc"): raise BadInput(f"'{model.name}' has no encoder, so real cells have no place in its noise; use bigan, autoencoder or vae")
+    _eight_bits(cells, rows)
     return in_batches(lambda x: model.eval().encode(x).detach(), cells, rows, 64, next(model.parameters()).device).numpy()

@@ -41,7 +41,7 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> 
     "Named tensors and JSON as one safetensors file, whole or not at all"
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with whole(path) as part, open(part, "wb") as f:
-        f.write(to_bytes(tensors, {"integrated_cell": json.dumps(meta)}))
+        f.write(to_bytes(tensors, {"integrated_cell": json.dumps(meta, default=lambda a: a.tolist())}))
         f.flush()
         os.fsync(f.fileno())
     return Path(path)

@@ -82,6 +82,11 @@ def test_noise_makes_a_profile_another_one():
     (lambda: cytogan.CytoGan("lsgan", (16, 16), .06).profile(torch.zeros(1, 2, 16, 16)), "prepare them to that shape"),
     (lambda: cytogan.sample(cytogan.CytoGan("lsgan", (16, 16), .06), 2, z=torch.zeros(2, 3)), "give (2, 100)"),
     (lambda: cytogan.sample(cytogan.CytoGan("lsgan", (16, 16), .06), 2, treated=("taxol", 1.)), "knows no compound"),
+    (lambda: cytogan.sample(cytogan.CytoGan("lsgan", (16, 16), .06), -1), "at least one"),
+    (lambda: cytogan.sample(cytogan.CytoGan("lsgan", (16, 16), .06), 1, z=torch.full((1, 100), torch.nan)), "finite"),
+    (lambda: cytogan.sample(cytogan.CytoGan("conditional lsgan", (16, 16), .06, doses={"taxol": [1., 3.]}), 1, treated=("taxol", 100.)), "from 1 to 3, not of 100"),
+    (lambda: cytogan.sample(cytogan.CytoGan("conditional lsgan", (16, 16), .06, doses={"taxol": [1., 3.]}), 1, treated=("taxol", 0.)), "not of 0"),
+    (lambda: cytogan.profile_cells(cytogan.CytoGan("lsgan", (16, 16), .06), np.full((2, 3, 16, 16), 4000, np.uint16), [0]), "8 bits"),
     (lambda: cytogan.encode_cells(cytogan.CytoGan("lsgan", (16, 16), .06), squares(), [0]), "has no encoder"),
     (lambda: cytogan.open_cytogan("nowhere", "lsgan"), "no trained model"),
 ])
