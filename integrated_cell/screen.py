@@ -172,7 +172,7 @@ def simulate_screen(
         raise BadInput(f"a simulated screen has images of two dimensions of at least 16 pixels, not {shape}; the paper's shape is (96, 96)")
     table = _draw_table(n, seed, n_compounds, n_doses, n_replicates)
     images = (_crop(seed, row, n_doses, shape) for row in table.itertuples())
-    about = dict(source="simulated", n=n, seed=seed, shape=list(shape), n_compounds=n_compounds, n_doses=n_doses, n_replicates=n_replicates)
+    about = dict(source="simulated", cells="MCF-7", n=n, seed=seed, shape=list(shape), n_compounds=n_compounds, n_doses=n_doses, n_replicates=n_replicates)
     kwargs = {"test_fraction": .1 if table.structure.value_counts().min() > 1 else 0} | kwargs
     return Cells.create(path, images, table.drop(columns=["j", "dose"]), (FIELD_UM/max(shape),)*2, CHANNELS, about, **kwargs)
 
