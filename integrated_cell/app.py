@@ -184,12 +184,12 @@ def parser() -> argparse.ArgumentParser:
             ("--channels", dict(metavar="membrane=0,dna=1", help="which channels they are, where the file does not name them")),
             ("--voxel-um", dict(metavar="Z,Y,X", help="voxel size in µm, where the file does not say")))
     command("plates", _plates, "Cut single cells out of a screen's plates, laid out as BBBC021", ("folder", dict(help="the tables, and the plates as folders or zips")),
-            ("--out", dict(required=True, metavar="DIR", help="where the store of cells shall stand")),
+            ("--out", dict(required=True, metavar="DIR", help="where the store of cells shall stand: a new folder, or a store to replace")),
             ("--plates", dict(metavar="A,B", help="only these, e.g. Week1_22123,Week1_22141")),
             ("--size", dict(type=int, default=96, metavar="PIXELS", help="side of a crop (96)")),
             ("--nucleus-px", dict(type=float, default=30., metavar="PIXELS", help="diameter of a usual nucleus (30)")),
             ("--workers", dict(type=int, default=1, metavar="N", help="processes (1)")),
-            ("--allow-missing", dict(action="store_true", help="go on without sites whose images are not there")))
+            ("--allow-missing", dict(action="store_true", help="go on without sites whose images are not there or damaged")))
     command("book", _book, "Build the book of a run that is finished", config)
     command("read", _read, "Build the book of the kept runs, executing nothing")
     command("publish", _publish, "Keep the finished chapters of a run in book/published", config)

@@ -7,6 +7,7 @@ __all__ = ['luminance', 'crop_cells', 'read_plate_tables', 'illumination', 'segm
 
 # %% ../nbs/31_plates.ipynb #49aa88cc
 import io
+import re
 import sys
 import tempfile
 import zipfile
@@ -23,7 +24,7 @@ from skimage.filters import threshold_otsu
 from skimage.morphology import h_maxima, remove_small_holes
 from skimage.segmentation import clear_border, find_boundaries, relabel_sequential, watershed
 
-from .cells import Cells
+from .cells import Cells, check_place, split_by_hash
 from .pairs import Archive, _pixel
 from .prepare import _store
 from .results import BadInput
@@ -50,26 +51,34 @@ _NAMES = {"Image_FileName_DAPI": "dna", "Image_FileName_Tubulin": "tubulin", "Im
 def _csv(folder, name, columns):  # the table of this name somewhere in the folder, with these columns
     found = [*sorted(Path(folder).rglob(f"{name}.csv*"))]
     if not found: raise BadInput(f"{folder} has no {name}.csv; fetch it with its source, or give the folder that holds it")
-    try: table = pd.read_csv(found[0])
+    try: table = pd.read_csv(found[0], dtype=dict.fromkeys([*list(_NAMES)[:6], "Image_Metadata_Compound", "compound"], str))  # a plate may be 007
     except (OSError, ValueError, EOFError) as e: raise BadInput(f"{found[0]} cannot be read as a table ({type(e).__name__}); get it again") from e
     lacking = [c for c in columns if c not in table]
     if lacking: raise BadInput(f"{found[0]} has no column {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")
     return table
 
+def _batch(plate, given=None):  # of each row: as given, else what stands before the _ of its plate's name, else one for all
+    if given is not None: return given.astype(str)
+    return plate.str.split("_").str[0] if plate.str.contains("_", regex=False).all() else pd.Series("all", plate.index)
+
+def _some(n, one, more): return f"{n:,} {one if n == 1 else more}"
+
 # %% ../nbs/31_plates.ipynb #0c64d233
 def _site_table(
     folder: str | Path,  # holds BBBC021_v1_image.csv and BBBC021_v1_moa.csv, as they are or gzipped
 ) -> pd.DataFrame:  # a row a site: plate, well, site, batch, replicate, compound, concentration (µM), moa (NaN: not known), dna, tubulin, actin
-    "What stood in each well, from BBBC021's image and mechanism tables"
-    images = _csv(folder, "BBBC021_v1_image", _NAMES).rename(columns=_NAMES)[list(_NAMES.values())]
+    "What stood in each well, from BBBC021's tables; a batch is the table's column Image_Metadata_Batch, else the week in the plate's name, else one for all"
+    images = _csv(folder, "BBBC021_v1_image", _NAMES).rename(columns=_NAMES)
+    batch = [c for c in images if re.fullmatch("(Image_)?(Metadata_)?Batch(_DAPI)?", str(c), re.I)]
+    images = images[[*_NAMES.values(), *batch[:1]]].rename(columns=dict.fromkeys(batch[:1], "batch"))
     moas = _csv(folder, "BBBC021_v1_moa", ("compound", "concentration", "moa"))[["compound", "concentration", "moa"]]
     twice = moas[moas.duplicated(["compound", "concentration"])]
     if len(twice): raise BadInput(f"BBBC021_v1_moa.csv names {twice.compound.iloc[0]} at {twice.concentration.iloc[0]:g} µM twice; keep one row")
     bad = images[images.isna().any(axis=1)]
     lacks = list(bad.columns[bad.isna().any()])
-    if len(bad): raise BadInput(f"{len(bad)} rows of BBBC021_v1_image.csv lack {lacks[0]}, first row {bad.index[0] + 2}; remove them")
+    if len(bad): raise BadInput(f"{_some(len(bad), 'row', 'rows')} of BBBC021_v1_image.csv without {lacks[0]}, the first in line {bad.index[0] + 2}; fill in or remove")
     site = images.dna.str.extract(r"_s(\d+)_w")[0].fillna(images.groupby(["plate", "well"]).cumcount().add(1).astype(str)).astype(int)
-    table = images.assign(site=site, batch=images.plate.str.split("_").str[0]).merge(moas, "left", ["compound", "concentration"])
+    table = images.assign(site=site, batch=_batch(images.plate, images.get("batch"))).merge(moas, "left", ["compound", "concentration"])
     again = table[table.duplicated(["plate", "well", "site"])]
     if len(again):
         raise BadInput("BBBC021_v1_image.csv lists site {site} of well {well} on {plate} twice; keep one row a site".format(**again.iloc[0]))
@@ -97,10 +106,17 @@ def _crop_images(
         if len(lost := table.dna[table.plate.isna()]): raise BadInput(f"{folder}: BBBC021_v1_image.csv does not name {lost.iloc[0]}; {again}")
     if images.shape[1:] != (68, 68, 3): raise BadInput(f"{folder} has crops of shape {images.shape[1:]} where (68, 68, 3) is needed; {again}")
     columns = ["plate", "well", "site", "replicate", "compound", "concentration", "moa", "cell_index"]
-    about = table[columns].assign(batch=table.plate.str.split("_").str[0], cell_index=table.cell_index.astype(int))
+    about = table[columns].assign(batch=_batch(table.plate.astype(str), table.get("batch")), cell_index=table.cell_index.astype(int))
     return np.moveaxis(images, -1, 1)[:, [0, 2, 1]] >> 4, about
 
 # %% ../nbs/31_plates.ipynb #69b2ab01
+def _held_out(table, test_fraction, group, seed):  # a sentence where much more is held out than was asked for
+    if not test_fraction: return []
+    share = (split_by_hash(table.structure, table[group], test_fraction, seed) == "test").mean()
+    if share <= 1.5*test_fraction: return []
+    return [f"{share:.0%} of the cells are held out for testing where {test_fraction:.0%} was asked for, since the cells of a {group} are never parted "
+            f"and there are {_some(table[group].nunique(), group, group + 's')}"]
+
 def _full(crop, full):  # (c, *s) -> the columns that keep the grey value that 255 stands for
     top = crop.reshape(len(crop), -1).max(1) if full is None else np.broadcast_to(full, len(crop))
     return {f"full_{c}": float(t) for c, t in zip(_CHANNELS, top)}
@@ -115,10 +131,11 @@ def crop_cells(
     pixel_um: float | None = None,  # size of a pixel, for scale bars; None or 0: unknown
 ) -> Cells:  # channels dna, tubulin, actin, 68 x 68; structure is the mechanism, DMSO for controls
     "Real crops of MCF-7 cells under DMSO and cycloheximide, split by plate (BBBC021)"
+    if path is not None: check_place(path)
     images, table = _crop_images(folder)
     table = pd.concat([table, pd.DataFrame([_full(x, full) for x in images])], axis=1).assign(structure=table.moa)
     table.insert(0, "cell_id", table.plate + "/" + table.well + "_s" + table.site.astype(str) + "_" + table.cell_index.astype(str))
-    about = dict(source="bbbc021_cells", full=full)
+    about = dict(source="bbbc021_cells", full=full, told=_held_out(table, test_fraction, "plate", split_seed))
     return Cells.create(path, (luminance(x, full) for x in images), table.drop(columns="cell_index"), _pixel(pixel_um), _CHANNELS, about,
                         test_fraction, "plate", split_seed)
 
@@ -132,6 +149,10 @@ def _files(folder):  # "<plate>/<file>" -> the archive that holds it and its nam
     return found
 
 def _list(names, most=5): return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+def _lack(n, of, how, names, where):  # how: lack or hold
+    what = "an image" if how == "lack" else "a damaged image"
+    return f"{n:,} of {_some(of, 'site', 'sites')} {how}{'s' if n == 1 else ''} {what} ({_some(len(names), 'file', 'files')}: {_list(names)}), on {where}"
 
 # %% ../nbs/31_plates.ipynb #c18b2007
 def read_plate_tables(
@@ -148,12 +169,16 @@ def read_plate_tables(
     missing = [name for row in table[list(_CHANNELS)].to_numpy() for name in row if name not in files]
     here = table[list(_CHANNELS)].isin(set(files)).all(axis=1)
     where = _list(sorted(table.plate[~here].unique()))
-    if missing: told.append(f"{(~here).sum()} of {len(table)} sites lack an image ({len(missing)} files: {_list(missing)}), on {where}")
+    if missing: told.append(_lack((~here).sum(), len(table), "lack", missing, where))
     if not here.any(): raise BadInput(f"{folder} has none of the images of its table, e.g. {missing[0]}; fetch the plates")
     if missing and not allow_missing: raise BadInput(f"{folder}: {told[0]}; fetch them, or go on without (allow_missing, --allow-missing)")
     table = table[here].drop(columns="folder").reset_index(drop=True)
     given = table[table.compound != "DMSO"]
     alone = sorted(given.compound.unique()[given.groupby("compound", sort=False).plate.nunique() < 2])
+    if (n := table.plate.nunique()) > 1 and (n == table.batch.nunique() or (table.batch == "all").all()):
+        told.append(("every plate is a batch of its own, so that replicates on different plates are not averaged" if n == table.batch.nunique() else
+                     f"the {n} plates count as one batch, since not every name has a week before '_'")
+                    + "; where that is wrong, a column Image_Metadata_Batch in BBBC021_v1_image.csv names the batch of each site")
     if alone: told.append(f"compounds on one plate only ({len(alone)}), so that what they do cannot be told from what the plate does: {_list(alone)}")
     nameless = sorted({f"{c} at {d:g} µM" for c, d in given[given.moa.isna()][["compound", "concentration"]].to_numpy()})
     if nameless: told.append(f"treatments without a mechanism ({len(nameless)}): {_list(nameless)}")
@@ -162,11 +187,14 @@ def read_plate_tables(
     return table
 
 # %% ../nbs/31_plates.ipynb #a0024158
+class _Damaged(BadInput): "A file that cannot be read, which `allow_missing` leaves out"
+
 def _read(files, key):  # one channel of one site, as it is
     source, name = files[key]
     try: x = tifffile.imread(io.BytesIO(source.read(name)))
-    except BadInput: raise
-    except Exception as e: raise BadInput(f"{key} cannot be read as TIFF ({type(e).__name__}); it is damaged or cut short, fetch it again") from e
+    except Exception as e:
+        raise _Damaged(f"{source.path/name} cannot be read as TIFF ({type(e.__cause__ or e).__name__}), so it is damaged or cut short; "
+                       "put a whole copy in its place, or go on without its site (allow_missing, --allow-missing)") from e
     if x.ndim != 2 or x.dtype.kind != "u": raise BadInput(f"{key} is {x.dtype} of shape {x.shape} where one plane of grey values is needed")
     return x
 
@@ -243,6 +271,25 @@ def _site(files, row, shape=None):  # (3, Y, X) grey values as the files hold th
         if x.shape != (shape or images[0].shape): raise BadInput(f"{key} is {x.shape}; the images of a plate must be of one size")
     return np.stack(images)
 
+def _readable(files, sites, allow_missing, told, missing):  # the sites whose images can all be read, before any work is done on them
+    damaged, shapes = {}, {}
+    for i, row in zip(sites.index, sites.to_dict("records")):
+        bad = []
+        for key in (row[c] for c in _CHANNELS):
+            try: x = _read(files, key)
+            except _Damaged:
+                if not allow_missing: raise
+                bad.append(key); continue
+            if x.shape != shapes.setdefault(row["plate"], x.shape): raise BadInput(f"{key} is {x.shape}; the images of a plate must be of one size")
+        if bad: damaged[i] = bad
+    if not damaged: return sites
+    names = [key for bad in damaged.values() for key in bad]
+    told.append(_lack(len(damaged), len(sites), "hold", names, _list(sorted(sites.plate[list(damaged)].unique()))) + "; left out")
+    missing += names
+    if len(damaged) == len(sites): raise BadInput(f"no site is left: {told[-1]}")
+    return sites.drop(index=list(damaged))
+
+# %% ../nbs/31_plates.ipynb #c96cae39
 def _look(files, rows):  # of one plate: right shift, grey value of full scale, (3, 1, 1) dark level, (3, Y, X) lamps
     some = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, 48).astype(int))].to_dict("records")
     images = np.stack([_site(files, row, _read(files, some[0]["dna"]).shape) for row in some])
@@ -282,6 +329,14 @@ def _kept(items, path, shape):  # (uint8 image, row) of each cell -> images in a
         yield np.memmap(f, np.uint8, "r", shape=(len(rows), *shape)) if rows else (), rows
 
 # %% ../nbs/31_plates.ipynb #6459b094
+def _check(path, size, nucleus_px, workers, full):  # before any work
+    if path is not None: check_place(path)
+    if not 16 <= size <= 2048: raise BadInput(f"size {size} is no side of a crop; give 16 to 2,048 pixels (the paper's code: 96)")
+    if not 4 <= nucleus_px <= 1000: raise BadInput(f"nucleus_px {nucleus_px:g} is no diameter of a nucleus; give 4 to 1,000 pixels (--nucleus-px)")
+    if workers < 1: raise BadInput(f"{workers} workers cannot segment anything; give 1 or more (--workers)")
+    luminance(np.zeros((3, 1, 1)), full)
+
+# %% ../nbs/31_plates.ipynb #e32e914c
 def plate_cells(
     folder: str | Path,  # BBBC021's tables and the plates beside them, unpacked or as zips
     path: str | Path | None = None,  # where the store shall stand, None: in memory
@@ -298,19 +353,22 @@ def plate_cells(
     split_seed: int = 0,  # another seed is another split
 ) -> Cells:  # channels dna, tubulin, actin; structure is the mechanism; provenance["told"] is what a reader should know
     "Single cells of whole plates: tables, illumination, segmentation, crops, luminance (section 4)"
-    luminance(np.zeros((3, 1, 1)), full)  # refuses a `full` that is none before any work
+    _check(path, size, nucleus_px, workers, full)
     sites, voxel_um = read_plate_tables(folder, allow_missing, plates), _pixel(pixel_um)
     told, missing = sites.attrs["told"], sites.attrs["missing"]
     sites["moa"] = sites.moa.where(sites.compound != "DMSO", "DMSO")
     sites = sites[sites.moa.notna() | (not annotated)]
     if not len(sites): raise BadInput(f"{folder}: no site has DMSO or a treatment with a mechanism; take all of them with annotated=False")
-    sites = sites.assign(structure=sites.moa.fillna("no mechanism"))
-    with _kept(_plate_crops(_files(folder), sites, size, nucleus_px, full, workers, told), path, (3, size, size)) as (images, rows):
-        if not rows: raise BadInput(f"{folder}: no cell was found on {len(sites)} sites; check nucleus_px ({nucleus_px:g}) and the channels")
+    files = _files(folder)
+    sites = _readable(files, sites.assign(structure=sites.moa.fillna("no mechanism")), allow_missing, told, missing)
+    if missing and path is not None: told.append("all missing and damaged files are listed in the store's store.json (provenance.missing)")
+    with _kept(_plate_crops(files, sites, size, nucleus_px, full, workers, told), path, (3, size, size)) as (images, rows):
+        if not rows: raise BadInput(f"{folder}: no cell was found on {_some(len(sites), 'site', 'sites')}; check nucleus_px ({nucleus_px:g}) and the channels")
         table = pd.DataFrame(rows)
         if test_fraction and not group and (alone := table.groupby("structure").plate.nunique() < 2).any():
             group = "field"
-            told.append(f"cells are held out field by field, not plate by plate, since {_list(alone.index[alone])} stands on one plate only")
+            told.append(f"cells are held out field by field, not plate by plate, since {_list(alone.index[alone])} {'stands' if alone.sum() == 1 else 'stand'} on one plate only")
+        told += _held_out(table, test_fraction, group or "plate", split_seed)
         for line in told: print(line, file=sys.stderr)
         about = dict(source="plates", full=full, told=told, missing=missing, n_sites=len(sites), nucleus_px=nucleus_px)
         return Cells.create(path, iter(images), table, voxel_um, _CHANNELS, about, test_fraction, group or "plate", split_seed)

@@ -8,6 +8,7 @@ __all__ = ['scale_plates', 'profiles', 'whiten', 'choose_eps', 'tvn', 'predict_m
 
 # %% ../nbs/32_profiling.ipynb #e73d67b2
 import warnings
+import zlib
 from pathlib import Path
 from typing import Sequence
 
@@ -31,6 +32,15 @@ def _numbers(
         raise BadInput(f"{what}: {len(bad)} values are not finite, the first in row {row}, feature {column}; leave those rows or features out")
     return values
 
+def _names(x, n: int, what: str) -> np.ndarray:  # (n,) object: a name a row, none missing
+    "One compound, batch or plate for each row, or one sentence that says what is wrong"
+    names = np.asarray(x, object)
+    if names.shape != (n,): raise BadInput(f"{n} rows and {len(names) if names.ndim else 1} {what}; give one for each row, in the same order")
+    if (lacking := pd.isna(names)).any():
+        raise BadInput(f"{lacking.sum()} of {n} {what} are missing, the first in row {lacking.argmax()}; name them or leave those rows out")
+    return names
+
+# %% ../nbs/32_profiling.ipynb #106a4914
 def _like(values, x):  # an array, or a DataFrame with rows and columns of x
     return pd.DataFrame(values, x.index, x.columns) if isinstance(x, pd.DataFrame) else values
 
@@ -53,11 +63,12 @@ def scale_plates(
     "Scale features on the controls (Ljosa et al. 2013)"
     x = _numbers(features, "features")
     if len(x) != len(table): raise BadInput(f"{len(x)} rows of features and {len(table)} of the table; give both in the same order")
+    if "compound" not in table: raise BadInput(f"the table has no column 'compound' to find {control} by; it has {', '.join(map(str, table))}")
     is_control = (table["compound"] == control).to_numpy()
     if by is not None and by not in table: raise BadInput(f"the table has no column '{by}' to scale by; it has {', '.join(table)}")
     if spread not in ("own", "pooled"): raise BadInput(f"a spread '{spread}' is not known; choose own or pooled")
     if not is_control.any(): raise BadInput(f"the compound '{control}' is missing in the table or has another name, so there is nothing to scale on")
-    code, groups = pd.factorize(np.zeros(len(x)) if by is None else table[by].to_numpy())
+    code, groups = pd.factorize(np.zeros(len(x)) if by is None else _names(table[by], len(x), f"values of '{by}'"))
     few = [g for k, g in enumerate(groups) if (is_control & (code == k)).sum() < 2]
     if few: raise BadInput(f"{by} {few[0]} has fewer than 2 rows of {control} to be scaled on; leave it out or scale with by=None")
     own = [is_control & (code == k) for k in range(len(groups))]
@@ -92,7 +103,7 @@ def profiles(
 def whiten(
     profiles,  # (n, d) array or DataFrame
     controls,  # (m, d) the same features of control wells or cells (DMSO)
-    eps: float = 1e-6,  # added to each variance (the original code: 1e-6)
+    eps: float = 1e-6,  # added to each variance (the original code: 1e-6); 0 only where controls vary in all directions
     method: str = "pca",  # "pca": columns are components, largest variance first; "zca": columns remain features
 ):  # (n, d) of the type of `profiles`; the controls would have mean 0 and covariance Λ/(Λ + eps)
     "Whiten profiles on the covariance of the controls (the original code; Kessy et al. 2018)"
@@ -100,6 +111,7 @@ def whiten(
     x, c = _numbers(profiles, "profiles"), _numbers(controls, "controls")
     if x.shape[1] != c.shape[1]: raise BadInput(f"profiles have {x.shape[1]} features and controls {c.shape[1]}; give both the same in one order")
     if len(c) < 2: raise BadInput("whitening needs at least 2 control wells (DMSO) to see how they vary; there is 1")
+    if not 0 <= eps < np.inf: raise BadInput(f"eps {eps} cannot be added to a variance; give a number above 0, e.g. of choose_eps")
     if method not in ("pca", "zca"): raise BadInput(f"whitening by '{method}' is not known; choose pca or zca")
     still, mean = _still(c), c.mean(0)
     _tell_still(still, profiles, "the controls")
@@ -121,9 +133,11 @@ def choose_eps(
     n_folds: int = 5,  # at most; a fold holds whole groups
 ) -> tuple[float, pd.Series]:  # the best eps, and log likelihood a row and feature by eps
     "The eps of whitening under which held-out controls are most likely; mechanisms are not looked at"
-    c, groups = _numbers(controls, "controls"), np.asarray(groups)
+    c = _numbers(controls, "controls")
+    groups, different = pd.factorize(_names(groups, len(c), "plates or batches"), sort=True)
     grid = 10.**np.arange(-6, 2.1, .25) if grid is None else np.asarray(grid, float)
-    if (n := len(np.unique(groups))) < 2: raise BadInput("the controls stand on one plate only, so none can be held out; choose eps by hand")
+    if not (len(grid) and (grid > 0).all()): raise BadInput("the grid of eps holds what is no number above 0; leave it out or give variances")
+    if (n := len(different)) < 2: raise BadInput("the controls stand on one plate only, so none can be held out; choose eps by hand")
     total = np.zeros(len(grid))
     for train, test in GroupKFold(min(n, n_folds)).split(c, groups=groups):
         mean = c[train].mean(0)
@@ -147,7 +161,7 @@ def tvn(
     ridge: float = 1.,  # added to covariances before they are matched (Ando et al.: 1)
 ):  # (n, d) of the type of `features`
     "Typical variation normalisation: whiten on the controls, then align those of each batch (Ando et al. 2017)"
-    is_control, batches = np.asarray(is_control, bool), np.asarray(batches)
+    is_control, batches = _names(is_control, len(features), "marks of controls").astype(bool), _names(batches, len(features), "batches")
     z = np.array(whiten(features, features[is_control], eps))
     eye = ridge*np.eye(z.shape[1])
     target = _power(np.cov(z[is_control], rowvar=False) + eye, .5)
@@ -159,9 +173,10 @@ def tvn(
 
 # %% ../nbs/32_profiling.ipynb #2f3a0c67
 def _named(profiles, compounds, moas):  # (n, d), (n,), (n,) as arrays that can be scored
-    x, compounds, moas = _numbers(profiles, "profiles"), np.asarray(compounds, object), np.asarray(moas, object)
+    x, moas = _numbers(profiles, "profiles"), np.asarray(moas, object)
     if not len(x) == len(compounds) == len(moas):
         raise BadInput(f"{len(x)} profiles, {len(compounds)} compounds and {len(moas)} mechanisms; give one of each a treatment")
+    compounds = _names(compounds, len(x), "compounds")
     if (lacking := pd.isna(moas)).any():
         raise BadInput(f"{lacking.sum()} of {len(x)} treatments have no mechanism (the first: {compounds[lacking][0]}); name it or leave them out")
     if n := (moas == "DMSO").sum(): raise BadInput(f"{n} of {len(x)} rows are DMSO, which is no mechanism; leave the controls out")
@@ -177,9 +192,10 @@ def predict_moa(
 ) -> pd.DataFrame:  # a row a treatment: compound, moa, predicted, neighbour (row), similarity, scored, right
     "Name the mechanism of each treatment by its nearest neighbours among other compounds (section 5)"
     x, compounds, moas = _named(profiles, compounds, moas)
+    if k < 1 or k != int(k): raise BadInput(f"k={k} neighbours cannot vote; give a whole number from 1")
     x = x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300)
     allowed = compounds[:, None] != compounds
-    if batches is not None: allowed &= np.asarray(batches, object)[:, None] != np.asarray(batches, object)
+    if batches is not None: allowed &= (b := _names(batches, len(x), "batches"))[:, None] != b
     if not allowed.any(): raise BadInput(f"all {len(x)} profiles are of one compound or batch, so there is no other to learn from; give several")
     similar = np.where(allowed, x @ x.T, -np.inf)
     near = np.argsort(-similar, 1, kind="stable")[:, :k]
@@ -244,15 +260,45 @@ def write_profiles(
     return both
 
 # %% ../nbs/32_profiling.ipynb #638b886b
+_NUMBERING = r"(?:(?:^|_)(?:Image|Object|Table)_?Number|^Unnamed: \d+)$"  # of CellProfiler, and of a csv with its index
+
+def _open_table(path):  # -> DataFrame with rows; numbers as numbers
+    if not Path(path).is_file(): raise BadInput(f"there is no file {path}; give a table of profiles, .parquet or .csv")
+    try: both = pd.read_parquet(path) if str(path).endswith(".parquet") else pd.read_csv(path, low_memory=False)
+    except (ValueError, OSError, EOFError, zlib.error) as e:
+        why = " ".join(str(e).split())[:80]
+        raise BadInput(f"{path} cannot be read as a table ({why}); it is cut, empty or of another kind: write it anew") from e
+    if not len(both): raise BadInput(f"{path} holds no row; give a table with a row a profile")
+    for c in [c for c in both if "Metadata_" not in str(c) and both[c].dtype in (object, "string")]:
+        number, there = pd.to_numeric(both[c], errors="coerce"), both[c].notna()
+        wrong = there & number.isna()
+        if not wrong.any(): both[c] = number.astype(float)
+        elif wrong.sum() < (there.sum() if str(c).startswith(("Cells_", "Cytoplasm_", "Nuclei_")) else .5*there.sum()):
+            raise BadInput(f"{path}: feature {c} holds text in {wrong.sum()} of {len(both)} rows, the first '{both[c][wrong].iloc[0]}'; "
+                           "mend them or leave the feature out")
+    return both
+
+# %% ../nbs/32_profiling.ipynb #3b1db3e4
 def read_profiles(
     path: str | Path,  # .parquet, .csv or .csv.gz with columns Metadata_* or Image_Metadata_*
+    names: dict | None = None,  # other names of columns of the table, e.g. {"Metadata_pert_iname": "compound"}
+    needs: Sequence[str] = ("compound", "moa"),  # columns that the table must have
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # features (n, d); table of all else, names without Metadata_ and in lower case
     "Read profiles that pycytominer, CellProfiler or `write_profiles` wrote"
-    if not Path(path).is_file(): raise BadInput(f"there is no file {path}; give a table of profiles, .parquet or .csv")
-    both = pd.read_parquet(path) if str(path).endswith(".parquet") else pd.read_csv(path)
+    both = _open_table(path)
     said = both.columns.astype(str).str.contains("^(?:Image_)?Metadata_")
     if not said.any(): raise BadInput(f"{path}: no column begins with Metadata_ or Image_Metadata_ (first: {both.columns[0]}); name so what a row is")
-    number = np.array([pd.api.types.is_numeric_dtype(t) for t in both.dtypes])
-    table = both.loc[:, said | ~number].rename(columns=lambda c: c.partition("Metadata_")[2].lower() if "Metadata_" in c else c)
+    counts = both.columns.astype(str).str.contains(_NUMBERING) & ~said
+    if counts.any():
+        warnings.warn(f"{path}: columns that only number images, objects or rows are no features ({', '.join(both.columns[counts])})", stacklevel=2)
+    number = np.array([pd.api.types.is_numeric_dtype(t) for t in both.dtypes]) & ~counts
+    short = {c: c.partition("Metadata_")[2].lower() if "Metadata_" in c else c for c in both.columns[said | ~number]}
+    given = {str(k).rpartition("Metadata_")[2].lower(): v for k, v in (names or {}).items()}
+    if lacking := sorted(set(given) - {v.lower() for v in short.values()}):
+        raise BadInput(f"{path} has no column Metadata_{lacking[0]} to rename; it has {', '.join(short)}")
+    table = both.loc[:, said | ~number].rename(columns={c: given.get(v.lower(), v) for c, v in short.items()})
     if (twice := table.columns[table.columns.duplicated()]).size: raise BadInput(f"{path}: two columns mean '{twice[0]}'; remove one")
+    if lacking := [c for c in needs if c not in table]:
+        raise BadInput(f"{path} has no column Metadata_{lacking[0]}; it has {', '.join(short)}; "
+                       f"say which one means it (names={{'Metadata_...': '{lacking[0]}'}}), or do without (needs=())")
     return both.loc[:, ~said & number], table

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from integrated_cell.cells import Cells, split_by_hash
+from integrated_cell.cells import Cells, check_place, split_by_hash
 from integrated_cell.results import BadInput, whole
 
 CHANNELS = ("membrane", "structure", "dna")
@@ -52,6 +52,19 @@ def test_full_disk_leaves_the_old_store(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="disk is full"): create(tmp_path/"cells", x=255 - images())
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["cells"] and np.array_equal(Cells.open(tmp_path/"cells")[3], old[3])
+
+
+def test_only_a_store_is_replaced(tmp_path):
+    images_of = tmp_path/"mine"; images_of.mkdir(); (images_of/"a.tif").write_bytes(b"II")
+    for place, says in ((images_of, "no store of cells, e.g. a.tif"), (images_of/"a.tif", "is a file"), (images_of/"a.tif"/"x"/"cells", "a.tif is a file")):
+        with pytest.raises(BadInput, match=says): create(place)
+    create(images_of/"cells"); create(images_of/"cells", x=255 - images())
+    assert np.array_equal(Cells.open(images_of/"cells")[0], 255 - images()[0]) and (images_of/"a.tif").read_bytes() == b"II"
+    (images_of/"cells"/"notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match="more than a store of cells, e.g. notes.txt"): create(images_of/"cells")
+    (tmp_path/"link").symlink_to(images_of/"cells"); (tmp_path/"empty").mkdir()
+    with pytest.raises(BadInput, match="is a link"): create(tmp_path/"link")
+    assert len(create(tmp_path/"empty")) == 12 and check_place(tmp_path/"new"/"cells") == tmp_path/"new"/"cells"
 
 
 def test_groups_stay_together():

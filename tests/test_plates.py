@@ -80,7 +80,7 @@ def test_missing_images_are_counted_listed_and_left_out_only_on_request(tmp_path
     assert not (tmp_path/"store").exists()
     table = read_plate_tables(tmp_path, allow_missing=True)
     assert len(table) == 8 and len(table.attrs["missing"]) == 10 and table.attrs["missing"][0] == f"Week1_22123/{sites[0]['actin']}" and "4 of 12" in table.attrs["told"][0]
-    with pytest.raises(BadInput, match="1 of 6 sites lack an image"): read_plate_tables(tmp_path, plates=["Week1_22123"])
+    with pytest.raises(BadInput, match="1 of 6 sites lacks an image"): read_plate_tables(tmp_path, plates=["Week1_22123"])
     with pytest.raises(BadInput, match="no plate Week9_1 in its image table; it has Week1_22123"): read_plate_tables(tmp_path, plates=["Week9_1"])
     with pytest.raises(BadInput, match="none of the images"): read_plate_tables(tables(tmp_path/"empty", sites), allow_missing=True)
 
@@ -95,7 +95,7 @@ def test_compounds_on_one_plate_and_absent_dmso_are_told(tmp_path):
 
 @pytest.mark.parametrize("change, says", [
     (lambda s, m: (s.drop(columns="plate"), m), "no column Image_Metadata_Plate_DAPI"),
-    (lambda s, m: (s.assign(compound=[None, *s["compound"][1:]]), m), "1 rows of BBBC021_v1_image.csv lack compound, first row 2"),
+    (lambda s, m: (s.assign(compound=[None, *s["compound"][1:]]), m), "1 row of BBBC021_v1_image.csv without compound, the first in line 2"),
     (lambda s, m: (pd.concat([s, s[:1]]), m), "lists site 1 of well B02 on Week1_22123 twice"),
     (lambda s, m: (s, [*m, ("STA-1", 30, "Eg5 inhibitors")]), "names STA-1 at 30 µM twice"),
 ])
@@ -218,7 +218,7 @@ def test_the_command_line_leaves_out_what_is_missing_only_when_told_to(small, tm
     shutil.copytree(small[0], folder)
     next((folder/"Week1_22141").glob("*.tif")).unlink()
     call = ["plates", str(folder), "--out", str(tmp_path/"cells"), "--plates", "Week1_22123,Week1_22141"]
-    assert main(call) == 2 and "1 of 12 sites lack an image" in (said := capsys.readouterr().err) and said.count("\n") == 1 and not (tmp_path/"cells").exists()
+    assert main(call) == 2 and "1 of 12 sites lacks an image" in (said := capsys.readouterr().err) and said.count("\n") == 1 and not (tmp_path/"cells").exists()
     assert main([*call, "--allow-missing"]) == 0 and "1 of 12 sites" in capsys.readouterr().err
     assert len(Cells.open(tmp_path/"cells").provenance["missing"]) == 1
 
@@ -236,6 +236,59 @@ def test_empty_fields_give_no_cell(tmp_path):
     sites = rows()
     write(tables(tmp_path, sites), sites, lambda i, row: np.random.default_rng(i).poisson(100, (3, 64, 80)).astype(np.uint16))
     with pytest.raises(BadInput, match="no cell was found on 8 sites"): plate_cells(tmp_path, test_fraction=0)
+
+
+def test_a_place_that_holds_anything_else_is_not_touched(small, tmp_path, capsys):
+    folder = tmp_path/"plates"; shutil.copytree(small[0], folder)
+    kept = sorted(p.relative_to(folder) for p in folder.rglob("*"))
+    for out, says in ((folder, "files that are no store of cells"), (folder/"Week1_22123", "files that are no store of cells"),
+                      (folder/"BBBC021_v1_moa.csv", "is a file"), (folder/"BBBC021_v1_moa.csv"/"cells", "is a file")):
+        assert main(["plates", str(folder), "--out", str(out)]) == 2 and says in (said := capsys.readouterr().err) and said.count("\n") == 1
+    with pytest.raises(BadInput, match="no store of cells"): crop_cells(folder, folder)
+    assert sorted(p.relative_to(folder) for p in folder.rglob("*")) == kept
+
+
+@pytest.mark.parametrize("flags, says", [(["--size", "0"], "size 0 is no side"), (["--size", "-96"], "size -96"), (["--nucleus-px", "0"], "nucleus_px 0 is no"),
+                                         (["--nucleus-px", "nan"], "nucleus_px nan"), (["--workers", "0"], "0 workers")])
+def test_numbers_that_make_no_sense(small, tmp_path, capsys, flags, says):
+    assert main(["plates", str(small[0]), "--out", str(tmp_path/"cells"), *flags]) == 2
+    assert says in (said := capsys.readouterr().err) and said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_batch_is_a_column_or_a_week_or_all(tmp_path):
+    for i, (plates, batches, expected, says) in enumerate(((("001", "B"), None, ["all", "all"], "the 2 plates count as one batch"), (("Week1_1", "B"), None, ["all", "all"], "one batch"),
+            (("Week1_1", "Week2_1"), None, ["Week1", "Week2"], "every plate is a batch of its own"), (("Week1_1", "Week1_2"), None, ["Week1"]*2, None),
+            (("Week1_1", "Week2_1"), ("x", "x"), ["x", "x"], None))):
+        sites = [r | (dict(Image_Metadata_Batch=batches[plates.index(r["plate"])]) if batches else {}) for r in rows(plates)]
+        table = read_plate_tables(write(tables(tmp_path/str(i), sites), sites))
+        told = " ".join(t for t in table.attrs["told"] if "batch" in t)
+        assert table.drop_duplicates("plate").batch.tolist() == expected and set(table.plate) == set(plates) and (says in told if says else not told)
+
+
+def test_a_damaged_image_is_left_out_on_request_and_found_before_any_work(small, tmp_path, capsys, monkeypatch):
+    folder = tmp_path/"plates"; shutil.copytree(small[0], folder)
+    bad = sorted((folder/"Week1_22141").glob("*_B02_*.tif"))[-1]; bad.write_bytes(bad.read_bytes()[:999])
+    call = ["plates", str(folder), "--out", str(tmp_path/"cells")]
+    with monkeypatch.context() as m:
+        m.setattr("integrated_cell.plates._look", None)
+        assert main(call) == 2 and f"{bad} cannot be read as TIFF" in (said := capsys.readouterr().err) and "fetch" not in said and said.count("\n") == 1
+    assert main([*call, "--allow-missing"]) == 0 and "1 of 8 sites holds a damaged image (1 file: Week1_22141/" in (said := capsys.readouterr().err) and "store.json (provenance.missing)" in said
+    cells = Cells.open(tmp_path/"cells")
+    assert cells.provenance["missing"] == [f"Week1_22141/{bad.name}"] and cells.provenance["n_sites"] == 7 and cells.table.field.nunique() == 7
+    assert any("% of the cells are held out for testing where 10% was asked for" in t and "2 plates" in t for t in cells.provenance["told"])
+    assert main([*call, "--allow-missing"]) == 0, "a store is made anew in its own place"
+
+
+def test_a_damaged_entry_of_a_zip_is_named(tmp_path):
+    sites = rows(("P1",), GIVEN[:1])
+    plates, folder = write(tmp_path/"unpacked", sites, lambda i, r: np.full((3, 64, 64), i + 7, np.uint16)), tables(tmp_path/"zipped", sites)
+    name = f"P1/{sites[0]['actin']}"; content = (plates/name).read_bytes()
+    with zipfile.ZipFile(folder/"P1.zip", "w") as z:
+        for p in sorted(plates.rglob("*.tif")): z.write(p, p.relative_to(plates))
+        at = z.getinfo(name).header_offset
+    raw = bytearray((folder/"P1.zip").read_bytes()); raw[at + 200 + len(content)//2] ^= 255; (folder/"P1.zip").write_bytes(raw)
+    with pytest.raises(BadInput, match=f"P1.zip/{name} cannot be read as TIFF .BadZipFile.") as e: plate_cells(folder, test_fraction=0)
+    assert "fetch" not in str(e.value)
 
 
 def test_damaged_images_are_named(tmp_path):

@@ -147,7 +147,14 @@ def test_a_compound_on_one_plate_only():
     (lambda x, t: nsc_accuracy(x[:3], list("aab"), list("mm")), "one of each"), (lambda x, t: nsc_accuracy(x[:3], ["a"]*3, ["m"]*3), "one compound or batch"),
     (lambda x, t: nsc_accuracy(x[:3], list("abc"), list("mnn"), batches=[1]*3), "one compound or batch"), (lambda x, t: nsc_accuracy(x[:3], list("abc"), list("mno"), batches=[1, 2, 3]), "no treatment has a partner"),
     (lambda x, t: nsc_accuracy(x[:3], list("abc"), list("mmm"), "well"), "treatment or compound"), (lambda x, t: choose_eps(x, ["one"]*36), "one plate only"),
-    (lambda x, t: tvn(x, t.compound == "DMSO", t.well), "fewer than 2 control rows"), (lambda x, t: read_profiles("nowhere.csv"), "no file nowhere.csv")])
+    (lambda x, t: tvn(x, t.compound == "DMSO", t.well), "fewer than 2 control rows"),
+    (lambda x, t: nsc_accuracy(x[:3], list("abc"), list("mmm"), k=0), "k=0 neighbours"), (lambda x, t: nsc_accuracy(x[:3], list("abc"), list("mmm"), k=1.5), "k=1.5 neighbours"),
+    (lambda x, t: nsc_accuracy(x[:3], list("abc"), list("mmm"), batches=[1, 2]), "3 rows and 2 batches"), (lambda x, t: nsc_accuracy(x[:3], list("abc"), list("mmm"), batches=[1, np.nan, 2]), "1 of 3 batches are missing, the first in row 1"),
+    (lambda x, t: nsc_accuracy(x[:3], ["a", np.nan, "b"], list("mmm")), "1 of 3 compounds are missing"), (lambda x, t: tvn(x, t.compound == "DMSO", t.plate[:5]), "36 rows and 5 batches"),
+    (lambda x, t: tvn(x, (t.compound == "DMSO")[:5], t.plate), "36 rows and 5 marks of controls"), (lambda x, t: tvn(x, t.compound == "DMSO", np.where(t.plate == "plate1", None, t.plate)), "9 of 36 batches are missing"),
+    (lambda x, t: choose_eps(x, t.plate[:5]), "36 rows and 5 plates or batches"), (lambda x, t: choose_eps(x, [None, *t.plate[1:]]), "missing, the first in row 0"), (lambda x, t: choose_eps(x, t.plate, [0, 1]), "no number above 0"),
+    (lambda x, t: whiten(x, x, eps=np.nan), "eps nan"), (lambda x, t: whiten(x, x, eps=-1), "eps -1"), (lambda x, t: whiten(x, x, eps=np.inf), "eps inf"), (lambda x, t: whiten(x, x[:4], eps=0), "divides by 0"),
+    (lambda x, t: scale_plates(x, t.rename(columns={"compound": "pert_iname"})), "no column 'compound' .*pert_iname"), (lambda x, t: scale_plates(x, t.assign(plate=[None, *t.plate[1:]]), "plate"), "1 of 36 values of 'plate' are missing"), (lambda x, t: read_profiles("nowhere.csv"), "no file nowhere.csv")])
 def test_bad_input_in_one_sentence(what, said):
     with pytest.raises(BadInput, match=said) as e: what(*wells())
     assert len(str(e.value).splitlines()) == 1 and len(str(e.value)) < 250
@@ -170,15 +177,56 @@ def test_tables_of_other_tools(tmp_path, ending):
     features, said = read_profiles(path)
     assert np.allclose(features, x) and set(said) == {*table, "QC"} and said["plate"].tolist() == table.plate.tolist()
     ours = write_profiles(tmp_path/f"ours.{ending}", profiles(features, said), profiles(features, said).index.to_frame())
-    assert ours.columns[:2].tolist() == ["Metadata_compound", "Metadata_concentration"] and read_profiles(tmp_path/f"ours.{ending}")[0].shape == (4, 5)
+    assert ours.columns[:2].tolist() == ["Metadata_compound", "Metadata_concentration"] and read_profiles(tmp_path/f"ours.{ending}", needs=("compound",))[0].shape == (4, 5)
     (tmp_path/"plain.csv").write_text("a,b\n1,2\n")
     with pytest.raises(BadInput, match="no column begins with Metadata_"): read_profiles(tmp_path/"plain.csv")
+
+
+def theirs(tmp_path, name="theirs.csv", change=None):
+    "A table as pycytominer writes it"
+    x, table = wells()
+    both = pd.concat([table.add_prefix("Metadata_"), pd.DataFrame(x).add_prefix("Cells_f")], axis=1)
+    (both if change is None else change(both)).to_csv(tmp_path/name, index=False)
+    return tmp_path/name
+
+
+def test_files_that_are_no_tables(tmp_path):
+    x, table = wells()
+    write_profiles(tmp_path/"whole.parquet", pd.DataFrame(x), table)
+    write_profiles(tmp_path/"whole.csv.gz", pd.DataFrame(x), table)
+    for name, content in (("cut.parquet", (tmp_path/"whole.parquet").read_bytes()[:300]), ("cut.csv.gz", (tmp_path/"whole.csv.gz").read_bytes()[:300]), ("empty.csv", b""), ("empty.parquet", b""),
+                          ("binary.csv", bytes(range(256))*30), ("plain.csv.gz", b"Metadata_compound,Cells_a\n"), ("heads.csv", b"Metadata_compound,Cells_a\n")):
+        (tmp_path/name).write_bytes(content)
+        with pytest.raises(BadInput, match="cannot be read as a table|holds no row") as e: read_profiles(tmp_path/name)
+        assert name in str(e.value) and len(str(e.value).splitlines()) == 1
+
+
+def test_columns_with_other_names(tmp_path):
+    path = theirs(tmp_path, change=lambda t: t.rename(columns={"Metadata_compound": "Metadata_pert_iname", "Metadata_moa": "Metadata_MOA_name"}))
+    with pytest.raises(BadInput, match="no column Metadata_compound; it has Metadata_pert_iname, .*names="): read_profiles(path)
+    with pytest.raises(BadInput, match="no column Metadata_moa"): read_profiles(path, {"Metadata_pert_iname": "compound"})
+    with pytest.raises(BadInput, match="no column Metadata_dose to rename"): read_profiles(path, {"Metadata_dose": "concentration"})
+    features, table = read_profiles(path, {"Metadata_pert_iname": "compound", "moa_name": "moa"})
+    assert list(table) == list(wells()[1]) and features.shape == (36, 5)
+    assert "pert_iname" in read_profiles(path, needs=())[1]
+    with pytest.raises(BadInput, match="two columns mean 'batch'"): read_profiles(path, {"pert_iname": "batch"}, ())
+
+
+def test_what_is_no_feature_is_told(tmp_path):
+    path = theirs(tmp_path, change=lambda t: t.astype({"Cells_f3": object}).set_axis([f"row{i}" for i in range(36)]).pipe(lambda u: u.where(~((u.index == "row4")[:, None] & (u.columns == "Cells_f3")), "1..5")))
+    with pytest.raises(BadInput, match=r"feature Cells_f3 holds text in 1 of 36 rows, the first '1\.\.5'"): read_profiles(path)
+    path = theirs(tmp_path, change=lambda t: t.assign(ImageNumber=range(36), Cells_Number_Object_Number=1, QC="ok"))
+    with pytest.warns(UserWarning, match="ImageNumber, Cells_Number_Object_Number"): features, table = read_profiles(path)
+    assert features.shape == (36, 5) and {"ImageNumber", "Cells_Number_Object_Number", "QC"} < set(table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_profiles(theirs(tmp_path, change=lambda t: t.assign(Cells_Number=1.)))[0].shape == (36, 6)
 
 
 @real
 def test_real_profiles_reach_what_is_known_of_them():
     folder = fetch("bbbc021_profiles")
-    features, table = read_profiles(next(folder.rglob("ljosa_*.csv.gz")))
+    features, table = read_profiles(next(folder.rglob("ljosa_*.csv.gz")), needs=("plate", "well"))
     sites = pd.read_csv(next(folder.rglob("BBBC021_v1_image.csv.gz")))[[f"Image_Metadata_{c}" for c in ("Plate_DAPI", "Well_DAPI", "Compound", "Concentration")]]
     table = table.merge(sites.drop_duplicates().set_axis(["plate", "well", "compound", "concentration"], axis=1), how="left").merge(pd.read_csv(next(folder.rglob("BBBC021_v1_moa.csv"))), how="left")
     table["batch"], dmso = table.plate.str.split("_").str[0], (table.compound == "DMSO").to_numpy()

@@ -1,9 +1,15 @@
 "The simulated compound screen as an instrument: same bytes, a plan like BBBC021's, effects that are there and known"
+import json
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
+import tifffile
 from scipy import ndimage
 
 from integrated_cell.cells import Cells
+from integrated_cell.plates import _NAMES
 from integrated_cell.results import BadInput
 from integrated_cell.screen import MECHANISMS, TRAITS, draw_plates, draw_screen, screen_truth, simulate_field, simulate_screen
 
@@ -80,3 +86,23 @@ def test_a_field_has_the_cells_that_were_asked_for_and_its_background_is_dark():
      "not simulated")])
 def test_bad_input_is_told_in_one_sentence(call, says):
     with pytest.raises(BadInput, match=says): call()
+
+
+@pytest.mark.parametrize("compound, says", [("STA-1", "No cell here was given DMSO, so plates cannot be compared"), ("DMSO", "No cell here was given a compound, only DMSO")])
+def test_the_chapter_without_dmso_or_with_nothing_else(tmp_path, monkeypatch, compound, says):
+    dose, rows = 30.*(compound == "STA-1"), []
+    for i, plate in enumerate(("P1", "P2")):
+        (tmp_path/"mine"/plate).mkdir(parents=True)
+        rows.append(dict(dna="a_w1.tif", tubulin="a_w2.tif", actin="a_w4.tif", folder=plate, plate=plate, well="B02", replicate=i, compound=compound, concentration=dose))
+        for name, x in zip(("a_w1.tif", "a_w2.tif", "a_w4.tif"), simulate_field(10, (192, 224), compound, dose, seed=i)[0]): tifffile.imwrite(tmp_path/"mine"/plate/name, x)
+    pd.DataFrame(rows).rename(columns={v: k for k, v in _NAMES.items()}).to_csv(tmp_path/"mine/BBBC021_v1_image.csv", index=False)
+    pd.DataFrame([dict(compound=compound, concentration=dose, moa=compound)]).to_csv(tmp_path/"mine/BBBC021_v1_moa.csv", index=False)
+    shown, space, names = [], {}, dict(results=str(tmp_path), source="bbbc021", folder=str(tmp_path/"mine"))
+    monkeypatch.setattr("IPython.display.display", lambda *a: shown.extend(getattr(x, "data", "") for x in a))
+    chapter = json.loads((Path(__file__).parents[1]/"nbs/experiments/screen.ipynb").read_text())
+    for cell in (c for c in chapter["cells"] if c["cell_type"] == "code"):
+        exec("".join(cell["source"]), space)
+        if "parameters" in cell["metadata"].get("tags", []): space |= names
+    told = " ".join(shown)
+    assert says in told and "nan" not in told and (compound == "DMSO") == ("the brightest plate is" in told) and "beside DMSO at" not in told
+    assert (json.loads((tmp_path/"screen/metrics.json").read_text())["brightest_over_dimmest_plate"] is None) == (compound != "DMSO")
