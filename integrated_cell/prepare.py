@@ -25,7 +25,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from tqdm.auto import tqdm
 
-from .cells import Cells
+from .cells import Cells, check_place
 from .results import BadInput
 
 # %% ../nbs/07_prepare.ipynb #1ae5318a
@@ -209,6 +209,7 @@ def read_image(
 
 # %% ../nbs/07_prepare.ipynb #653d90ed
 def _store(items, n, path, to_voxel_um, shape, channels, provenance, **split):  # items: (row, kwargs of prepare_cell); prepared cells wait in a file without name
+    if path is not None: check_place(path)
     rows, left_out, c = [], [], len(channels)
     voxel_um = [float(v) for v in np.broadcast_to(to_voxel_um, len(shape))]
     if path is not None: Path(path).parent.mkdir(parents=True, exist_ok=True)
