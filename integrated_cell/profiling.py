@@ -260,7 +260,7 @@ def write_profiles(
     return both
 
 # %% ../nbs/32_profiling.ipynb #638b886b
-_NUMBERING = r"(?:(?:^|_)(?:Image|Object|Table)_?Number|^Unnamed: \d+)$"  # of CellProfiler, and of a csv with its index
+_NUMBERING = r"^(?:(?:Image|Object|Table)_?Number|Unnamed: \d+)$"  # of CellProfiler, and of a csv with its index
 
 def _open_table(path):  # -> DataFrame with rows; numbers as numbers
     if not Path(path).is_file(): raise BadInput(f"there is no file {path}; give a table of profiles, .parquet or .csv")

@@ -215,9 +215,9 @@ def test_columns_with_other_names(tmp_path):
 def test_what_is_no_feature_is_told(tmp_path):
     path = theirs(tmp_path, change=lambda t: t.astype({"Cells_f3": object}).set_axis([f"row{i}" for i in range(36)]).pipe(lambda u: u.where(~((u.index == "row4")[:, None] & (u.columns == "Cells_f3")), "1..5")))
     with pytest.raises(BadInput, match=r"feature Cells_f3 holds text in 1 of 36 rows, the first '1\.\.5'"): read_profiles(path)
-    path = theirs(tmp_path, change=lambda t: t.assign(ImageNumber=range(36), Cells_Number_Object_Number=1, QC="ok"))
-    with pytest.warns(UserWarning, match="ImageNumber, Cells_Number_Object_Number"): features, table = read_profiles(path)
-    assert features.shape == (36, 5) and {"ImageNumber", "Cells_Number_Object_Number", "QC"} < set(table)
+    path = theirs(tmp_path, change=lambda t: t.assign(ImageNumber=range(36), ObjectNumber=1, QC="ok"))
+    with pytest.warns(UserWarning, match="ImageNumber, ObjectNumber"): features, table = read_profiles(path)
+    assert features.shape == (36, 5) and {"ImageNumber", "ObjectNumber", "QC"} < set(table)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_profiles(theirs(tmp_path, change=lambda t: t.assign(Cells_Number=1.)))[0].shape == (36, 6)
