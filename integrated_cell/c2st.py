@@ -21,10 +21,10 @@ from .towers import Critic
 
 # %% ../nbs/24_c2st.ipynb #6d2d944a
 def median_mad(
-    values,  # (n,) scores, a split each
+    values,  # scores, a split each, of any shape
 ) -> tuple[float, float]:  # median, median absolute deviation (not scaled to a standard deviation)
     "Median and median absolute deviation (section 5.1)"
-    return float(np.median(values)), float(median_abs_deviation(values))
+    return float(np.median(values)), float(median_abs_deviation(values, axis=None))
 
 # %% ../nbs/24_c2st.ipynb #99143990
 def scaled(

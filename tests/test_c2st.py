@@ -103,3 +103,8 @@ def test_larger_difference_larger_score_and_seed_decides():
     short = [c2st(a, b, **how | {"n_steps": 3, "seed": seed}) for seed in (0, 0, 1)]
     pd.testing.assert_frame_equal(*short[:2])
     assert not np.allclose(short[0].score, short[2].score)
+
+
+def test_median_and_mad_of_a_table_are_those_of_all_its_values():
+    x = np.random.default_rng(0).normal(size=(4, 5))
+    assert np.allclose(median_mad(x), median_mad(x.ravel())) and np.isclose(median_mad(x)[1], np.median(np.abs(x - np.median(x))))
