@@ -1,6 +1,7 @@
 # Short names for long commands. `make help` explains them.
 CONFIG ?= quick
 CORES  ?= 2
+PROFILE ?=
 PYTHON ?= python3.11
 PIP    ?=
 BIN    := .venv/bin
@@ -10,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help env book test bench read publish clean
 
 help: ## this list
-	@echo "make TARGET [CONFIG=quick|real|truth|paper] [CORES=2]"
+	@echo "make TARGET [CONFIG=quick|real|truth|paper] [CORES=2] [PROFILE=profiles/slurm]"
 	@sed -n 's/^\([a-z]*\):.*## /  \1@/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-10s %s\n", $$1, $$2}'
 
 env: .venv/ready ## set up .venv with the versions of constraints.txt (PIP="--index-url ..." for another source)
@@ -22,7 +23,7 @@ env: .venv/ready ## set up .venv with the versions of constraints.txt (PIP="--in
 	@touch $@
 
 book: env ## run a config's chapters, those that changed, and build its book; prints where it stands
-	@snakemake --quiet all --cores $(CORES) --rerun-incomplete --config run=$(CONFIG)
+	@snakemake --quiet all $(if $(PROFILE),--profile $(PROFILE),--cores $(CORES)) --rerun-incomplete --config run=$(CONFIG)
 	@echo results/$(CONFIG)/book/index.html
 
 test: env ## all tests: the lesson cells of the library notebooks, then tests/
@@ -30,7 +31,7 @@ test: env ## all tests: the lesson cells of the library notebooks, then tests/
 	pytest -q tests
 
 bench: env ## the benchmarks, each with its numbers (never timed tests)
-	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in $(filter-out bench/as_published.py bench/record.py,$(wildcard bench/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 read: env ## build the book of the kept chapters (book/published) without executing anything
 	@integrated-cell read

@@ -2,13 +2,22 @@
 
 The updates are those of `reference.step` and `conditional.step` (tests/test_as_published.py holds them together in double
 precision); what differs is the work: two encoder, four decoder and five DecD evaluations a step, float32, contiguous tensors,
-no compilation, Adam without fusion, no scheduling by Fabric.
+PyTorch's own layers, no compilation, Adam without fusion, no scheduling by Fabric.
 """
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from integrated_cell.losses import bce, mse, nll
 from integrated_cell.reference import CHANNELS_R, GEN, OBS
+
+
+def plain(model):
+    "The model with PyTorch's own layers, in place"
+    for m in model.modules():
+        for kind in (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.PReLU):
+            if isinstance(m, kind): m.__class__ = kind
+    return model
 
 
 def adam(nets, lr=2e-4, lr_enc_d=1e-2):

@@ -1,8 +1,11 @@
 """How every benchmark says what it found: a small table, and bench/results/<device>/<question>.json beside it."""
+import ctypes
 import os
 import platform
+import re
 import shlex
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -37,3 +40,26 @@ def record(question, rows, name=None, device=None, **about):
     write_json(path, told)
     print(path.relative_to(ROOT.parent))
     return path
+
+
+class Peak:
+    "The most memory that a block of code takes, in GiB above what was taken before: `host_gib` without mapped files (Linux), `device_gib` on a GPU"
+    def _taken(self): return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])*1024
+
+    def _watch(self):
+        while not self.stop.wait(.002): self.most = max(self.most, self._taken())
+
+    def __enter__(self):
+        ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would be taken again unseen
+        self.before = self.most = self._taken()
+        self.stop = threading.Event()
+        if torch.cuda.is_available(): torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); self.on_device = torch.cuda.memory_allocated()
+        self.watch = threading.Thread(target=self._watch)
+        self.watch.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.watch.join()
+        self.host_gib = (max(self.most, self._taken()) - self.before)/2**30
+        self.device_gib = (torch.cuda.max_memory_allocated() - self.on_device)/2**30 if torch.cuda.is_available() else 0.

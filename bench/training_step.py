@@ -1,12 +1,14 @@
-"""Is one training step faster than the original's? Both sides in one process, same shape, width and batch, taken in turn.
+"""Is one training step faster than the original's? Both phases, all sides in one process, taken in turn.
 
-    python bench/training_step.py --shape 32,48,64 --width 0.25 --batch 4 --steps 3
+    python bench/training_step.py [--sizes "64,96,128:1:4 32,48,64:.25:4"] [--steps 3] [--precision auto]
 
-Prints a row a phase and a side, then JSON: median seconds a step and their ratio to the original's schedule. The sides: the
-original's schedule (bench/as_published.py), the library's step, and the same with channels-last tensors.
+A size is shape:width:batch. The sides: the original's schedule (bench/as_published.py: float32, PyTorch's own layers, Adam without
+fusion) and the library's step; on a GPU also the library with channels-last tensors and compiled. `--precision auto` takes
+bf16-mixed where the processor multiplies matrices of it at more than twice the rate of float32. Matrix rate: a product of 4096 x 4096
+matrices in that precision. FLOP of a step: counted on PyTorch's meta device.
 """
 import argparse
-import json
+import resource
 import statistics
 import time
 from functools import partial
@@ -14,59 +16,103 @@ from functools import partial
 import as_published
 import torch
 from lightning.fabric import Fabric
+from record import record
+from torch.utils.flop_counter import FlopCounterMode
 
 from integrated_cell import conditional, reference
 
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-said.add_argument("--shape", default="32,48,64")
-said.add_argument("--width", type=float, default=.25)
-said.add_argument("--batch", type=int, default=4)
+said.add_argument("--sizes", default="64,96,128:1:4 32,48,64:.25:4")
 said.add_argument("--steps", type=int, default=3)
-said.add_argument("--precision", default="32-true", help="of the library's sides, e.g. bf16-mixed")
+said.add_argument("--precision", default="auto", help="of the library's sides, e.g. 32-true")
 a = said.parse_args()
-SHAPE = tuple(int(s) for s in a.shape.split(","))
-fabric = Fabric(accelerator="auto", devices=1, precision=a.precision)
-device = fabric.device
-x, y = torch.rand(a.batch, 3, *SHAPE, device=device), torch.arange(a.batch, device=device) % 11
+cuda = torch.cuda.is_available()
+device = torch.device("cuda" if cuda else "cpu")
+CELLS, EPOCHS = 19755, 150  # of the paper, a phase
 
 
-def sides(make, phase):
-    "Functions without arguments, each a step of its own copy of the model"
-    for name in ("as published", "library", "library, channels last"):
-        torch.manual_seed(0)
-        model = make().to(device)
-        if name.endswith("last"): model = model.to(memory_format=torch.channels_last_3d)
-        opts = reference.optimisers(model)
-        if name == "as published":
-            nets = {n: getattr(model, n) for n in opts}
-            d_r, d_s = model.settings.get("n_latent", model.settings.get("n_latent_r")), model.settings.get("n_latent_s", 0)
-            noise = [torch.randn(a.batch, d, device=device) for d in (d_r, d_s)]
-            own = as_published.adam(nets)
-            if phase == "reference": yield name, partial(as_published.reference_step, nets, own, x, noise[0])
-            else: yield name, partial(as_published.conditional_step, nets, own, x, y, noise[0], *noise, y.flip(0))
-        else:
-            step = reference.step if phase == "reference" else partial(conditional.step, enc_r=model.enc_r)
-            nets = {n: fabric.setup_module(getattr(model, n)) for n in opts}
-            yield name, partial(step, nets, {n: fabric.setup_optimizers(o) for n, o in opts.items()}, dict(x=x, y=y), fabric)
-
-
-def seconds(step):
+def seconds(f, n=1):
+    "Wall time of n calls"
+    if cuda: torch.cuda.synchronize()
     start = time.perf_counter()
-    step()
-    if device.type == "cuda": torch.cuda.synchronize()
-    return time.perf_counter() - start
+    for _ in range(n): f()
+    if cuda: torch.cuda.synchronize()
+    return (time.perf_counter() - start)/n
 
 
-phases = {"reference": lambda: reference.Reference(SHAPE, width=a.width),
-          "conditional": lambda: conditional.Conditional(SHAPE, [f"structure {k}" for k in range(11)], width=a.width)}
-found = {}
-for phase, make in phases.items():
-    steps = dict(sides(make, phase))
-    for step in steps.values(): seconds(step)  # warm
-    taken = {name: [] for name in steps}
-    for _ in range(a.steps):
-        for name, step in steps.items(): taken[name].append(seconds(step))
-    median = {name: statistics.median(t) for name, t in taken.items()}
-    found[phase] = {name: dict(seconds=round(s, 3), times_as_fast=round(median["as published"]/s, 2)) for name, s in median.items()}
-    for name, row in found[phase].items(): print(f"{phase:12} {name:24} {row['seconds']:9.3f} s {row['times_as_fast']:6.2f} ×")
-print(json.dumps(dict(device=str(device), threads=torch.get_num_threads(), torch=torch.__version__, shape=SHAPE, width=a.width, batch=a.batch, precision=a.precision, **found)))
+def matrix_rate(dtype, n=4096):
+    "FLOP a second of a large matrix product"
+    x = torch.randn(n, n, device=device, dtype=dtype)
+    seconds(lambda: x @ x)
+    return 2*n**3/min(seconds(lambda: x @ x, 10 if cuda else 1) for _ in range(3))
+
+
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
+rates = {torch.float32: matrix_rate(torch.float32), torch.bfloat16: matrix_rate(torch.bfloat16)}
+precision = a.precision if a.precision != "auto" else "bf16-mixed" if rates[torch.bfloat16] > 2*rates[torch.float32] else "32-true"
+rate = rates[torch.bfloat16 if precision.startswith("bf16") else torch.float32]
+PHASES = {"reference": lambda shape, width: reference.Reference(shape, width=width),
+          "conditional": lambda shape, width: conditional.Conditional(shape, [f"structure {k}" for k in range(11)], width=width)}
+
+
+def batch_of(shape, n, at): return dict(x=torch.rand(n, 3, *shape, device=at), y=torch.arange(n, device=at) % 11)
+
+
+def library(model, batch, precision, wrap=lambda net: net):
+    "The library's step of a model, as `fit` calls it"
+    fabric = Fabric(accelerator="gpu" if batch["x"].is_cuda else "cpu", devices=1, precision=precision)
+    opts = reference.optimisers(model) if batch["x"].device.type != "meta" else as_published.adam(dict(model.named_children()))  # fused: not on meta
+    step = partial(conditional.step, enc_r=model.enc_r) if isinstance(model, conditional.Conditional) else reference.step
+    nets = {n: fabric.setup_module(wrap(getattr(model, n)), move_to_device=False) for n in opts}
+    ready = opts if batch["x"].device.type == "meta" else {n: fabric.setup_optimizers(o) for n, o in opts.items()}
+    return partial(step, nets, ready, batch, fabric)
+
+
+def published(model, batch):
+    "The original's step"
+    nets = {n: getattr(as_published.plain(model), n) for n in reference.optimisers(model)}
+    x, own = batch["x"], as_published.adam(nets)
+    z_r, z_s = (torch.randn(len(x), model.settings.get(d, 0), device=device) for d in ("n_latent" if "n_latent" in model.settings else "n_latent_r", "n_latent_s"))
+    if isinstance(model, reference.Reference): return partial(as_published.reference_step, nets, own, x, z_r)
+    return partial(as_published.conditional_step, nets, own, x, batch["y"], z_r, z_r, z_s, batch["y"].flip(0))
+
+
+def gflop_a_cell(phase, shape, width):
+    "Multiplications and additions of the library's step, counted"
+    with torch.device("meta"): model, batch = PHASES[phase](shape, width), batch_of(shape, 4, "meta")
+    for net in model.children(): net.noise = 0.
+    with FlopCounterMode(display=False) as count: library(model, batch, "32-true")()
+    return count.get_total_flops()/4e9
+
+
+def sides(phase, shape, width, n):
+    "Functions without arguments, each a step of its own copy of the model"
+    for name in ["as published", "library"] + ["library, channels last", "library, compiled"]*cuda:
+        torch.manual_seed(0)
+        model, batch = PHASES[phase](shape, width).to(device), batch_of(shape, n, device)
+        if name.endswith("last"): model, batch["x"] = model.to(memory_format=torch.channels_last_3d), batch["x"].to(memory_format=torch.channels_last_3d)
+        yield name, published(model, batch) if name == "as published" else library(model, batch, precision, torch.compile if name.endswith("compiled") else lambda net: net)
+
+
+rows = []
+for size in a.sizes.split():
+    shape, width, n = size.split(":")
+    shape, width, n = tuple(int(s) for s in shape.split(",")), float(width), int(n)
+    for phase in PHASES:
+        steps, peak, gflop = dict(sides(phase, shape, width, n)), {}, gflop_a_cell(phase, shape, width)
+        for name, step in steps.items():  # warm, and the memory that it takes
+            if cuda: torch.cuda.reset_peak_memory_stats()
+            seconds(step)
+            peak[name] = (torch.cuda.max_memory_allocated() if cuda else 1024*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)/2**30
+        taken = {name: [] for name in steps}
+        for _ in range(a.steps):
+            for name, step in steps.items(): taken[name].append(seconds(step))
+        median = {name: statistics.median(t) for name, t in taken.items()}
+        for name, s in median.items():
+            rows.append(dict(phase=phase, side=name, seconds=round(s, 4), times_as_fast=round(median["as published"]/s, 2), percent_of_matrix_rate=round(100e9*n*gflop/s/rate, 1),
+                             cells_per_s=round(n/s, 3), shape=",".join(map(str, shape)), width=width, batch=n, precision="32-true" if name == "as published" else precision,
+                             gflop_a_cell=round(gflop, 2), hours_in_full=round(EPOCHS*CELLS*s/n/3600, 2), peak_gib=round(peak[name], 2)))
+        del steps, step
+
+record("How fast is a training step beside the original's?", rows, matrix_gflops={str(k).split(".")[1]: round(v/1e9, 1) for k, v in rates.items()},
+       peak="of the device" if cuda else "of the whole process with all sides' models in it")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batch import share
 from .losses import bce, mse, nll
 from .networks import Dec, DecD, Enc, EncD
 from .reference import CHANNELS_R, Reference, descend, together
@@ -91,7 +92,7 @@ def step(
     z_r_hat, y_hat, z_s = enc_rs(x)
     k, codes = y_hat.shape[1], (z_r_hat, F.softmax(y_hat, 1), z_s)
     codes_dec = [c.detach().requires_grad_() for c in codes]  # what DecD says about x_hat stops here
-    z_r_gen, z_s_gen, y_gen = torch.randn_like(z_r_hat), torch.randn_like(z_s), y[torch.randperm(len(y)).to(y.device)]
+    z_r_gen, z_s_gen, y_gen = share.randn_like(z_r_hat), share.randn_like(z_s), share.shuffle(y)
     x_hat, x_gen = dec_rs(*codes_dec), dec_rs(z_r_gen, F.one_hot(y_gen, k).to(x.dtype), z_s_gen)
     dec, gen = torch.sigmoid(x_hat), torch.sigmoid(x_gen)
     loss_enc_d_s, loss_dec_d_rs = judge(nets, opts, fabric, x, dec, gen, y, z_s, z_s_gen, k)
@@ -100,9 +101,11 @@ def step(
         loss_x_rs, loss_z_r, loss_y = bce(x_hat, x), mse(z_r, z_r_hat), nll(y_hat, y)
         loss_enc_s = nll(together(nets["enc_d_s"].module, z_s_gen, z_s)[1], k)
         loss_dec_rs = nll(nets["dec_d_rs"].module(dec), y) + nll(nets["dec_d_rs"].module(gen), y_gen)
-    grads = torch.autograd.grad(loss_x_rs, codes_dec, retain_graph=True)
-    through_codes = sum((g*c).sum() for g, c in zip(grads, codes))  # its gradient in Enc^{r,s} is that of loss_x_rs
+    fabric.backward(loss_x_rs, inputs=codes_dec, retain_graph=True)
+    through_codes = sum((d.grad*c).sum() for d, c in zip(codes_dec, codes))  # its gradient in Enc^{r,s} is that of loss_x_rs
     descend(fabric, enc_rs, opts["enc_rs"], through_codes + loss_z_r + loss_y + gamma_enc*loss_enc_s)
     descend(fabric, dec_rs, opts["dec_rs"], loss_x_rs + gamma_dec*loss_dec_rs)
     return {n: v.detach() for n, v in dict(loss_x_rs=loss_x_rs, loss_z_r=loss_z_r, loss_y=loss_y, loss_enc_d_s=loss_enc_d_s,
                                            loss_dec_d_rs=loss_dec_d_rs, loss_enc_s=loss_enc_s, loss_dec_rs=loss_dec_rs).items()}
+
+step.shared = True  # draws by `share` and takes the losses' means by it: may be trained on several devices

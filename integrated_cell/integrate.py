@@ -10,12 +10,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from .conditional import Conditional
 from .prior import Flow, Normal
 
 # %% ../nbs/14_integrate.ipynb #e57c8af6
 STRUCTURE = 1  # channel of the tagged structure in a (membrane, structure, dna) cell
+
+def _drawn(dec, channel):  # the weights of a decoder that draws those channels alone: its last layer is cut to them
+    last, at = f"convs.{len(dec.convs) - 1}", slice(channel, channel + 1) if isinstance(channel, int) else channel
+    return {f"{last}.weight": dec.convs[-1].weight[:, at], f"{last}.bias": dec.convs[-1].bias[at]}
 
 @torch.no_grad()
 def decode(
@@ -26,14 +31,16 @@ def decode(
     u_s: Tensor,  # (n, n_latent_s) noise of each row; 0 for the most probable
     channel: int | slice = STRUCTURE,  # slice(None): all three, (n, 3, *shape)
     batch_size: int = 64,  # images at once
-) -> Tensor:  # (n, *shape) float32 in [0, 1], on the CPU
+    to: str | torch.device | None = "cpu",  # where the images are put; None: left where the model is
+) -> Tensor:  # (n, *shape) float32 in [0, 1]
     "Images of given shape codes, structures and noise, row by row (eq. 12)"
     (at, dtype), of_prior = (next(model.parameters()).device, torch.float32), next(iter(prior.parameters()), torch.zeros(0)).device
-    x_s, codes = [], [torch.as_tensor(t) for t in (z_r, y, u_s)]
+    x_s, codes, drawn = [], [torch.as_tensor(t) for t in (z_r, y, u_s)], _drawn(model.dec_rs, channel)
     for z, c, u in zip(*[t.split(batch_size) for t in codes]):
         z_s = prior.z_s(u.to(of_prior, dtype), z.to(of_prior, dtype), c.to(of_prior))
         y_onehot = F.one_hot(c.to(at), len(model.classes)).to(dtype)
-        x_s.append(torch.sigmoid(model.dec_rs(z.to(at, dtype), y_onehot, z_s.to(at)))[:, channel].cpu())
+        x = functional_call(model.dec_rs, drawn, (z.to(at, dtype), y_onehot, z_s.to(at))).sigmoid_()
+        x_s.append((x[:, 0] if isinstance(channel, int) else x).to(to or at))
     return torch.cat(x_s)
 
 # %% ../nbs/14_integrate.ipynb #1de19d78

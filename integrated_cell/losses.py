@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .batch import share
+
 # %% ../nbs/09_losses.ipynb #99895fd8
 def bce(
     u_hat: Tensor,  # logits, any shape
     u: Tensor | float,  # in [0, 1], same shape, or one value for all
 ) -> Tensor:  # 0-d, nats a voxel
     "Mean binary cross-entropy H(u_hat, u) (eqs 3, 4, 5, 6, 13)"
-    return F.binary_cross_entropy_with_logits(u_hat, u if isinstance(u, Tensor) else torch.full_like(u_hat, u))
+    return share.mean(F.binary_cross_entropy_with_logits(u_hat, u if isinstance(u, Tensor) else torch.full_like(u_hat, u)))
 
 # %% ../nbs/09_losses.ipynb #012e5b3f
 def entropy_floor(
@@ -31,7 +33,7 @@ def mse(
     z_hat: Tensor,  # (n, d)
 ) -> Tensor:  # 0-d
     "Mean squared error between two codes, averaged over cells and dimensions (eq. 8)"
-    return F.mse_loss(z_hat, z)
+    return share.mean(F.mse_loss(z_hat, z))
 
 # %% ../nbs/09_losses.ipynb #7e172834
 def nll(
@@ -39,4 +41,4 @@ def nll(
     y: Tensor | int,  # (n,) classes from 0, or one class for all (K: generated)
 ) -> Tensor:  # 0-d, nats
     "Mean of -LogSoftMax(y_hat, y) (eqs 9, 10, 11, 14)"
-    return F.cross_entropy(y_hat, y if isinstance(y, Tensor) else torch.full((len(y_hat),), y, device=y_hat.device))
+    return share.mean(F.cross_entropy(y_hat, y if isinstance(y, Tensor) else torch.full((len(y_hat),), y, device=y_hat.device)))

@@ -12,13 +12,13 @@ import sys
 import tempfile
 import zipfile
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import tifffile
-from joblib import Parallel, delayed
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import h_maxima, remove_small_holes
@@ -28,6 +28,7 @@ from .cells import Cells, check_place, split_by_hash
 from .pairs import Archive, _pixel
 from .prepare import _store
 from .results import BadInput
+from .workers import in_turn
 
 # %% ../nbs/31_plates.ipynb #f67ccf1d
 _CHANNELS = ("dna", "tubulin", "actin")  # red, green, blue of the paper
@@ -314,8 +315,8 @@ def _plate_crops(files, sites, size, nucleus_px, full, workers, told):  # -> (ui
         bits, times = 8*_read(files, rows.dna.iloc[0]).dtype.itemsize, f", times {2**shift}" if shift else ""
         if top < 2**bits - 1: told.append(f"{plate}: its files of {bits} bits hold {top.bit_length()}{times}, so full scale is {top:,}")
         rows = rows.to_dict("records")
-        jobs = (delayed(_cut)(_site(files, row, lamps.shape[1:]) >> shift, dark, lamps, size, nucleus_px) for row in rows)
-        for row, (cut, about) in zip(rows, Parallel(workers, return_as="generator")(jobs)):
+        jobs = ((_site(files, row, lamps.shape[1:]) >> shift, dark, lamps, size, nucleus_px) for row in rows)
+        for row, (cut, about) in zip(rows, in_turn(_cut, jobs, workers)):
             for k, (x, more) in enumerate(zip(cut, about.to_dict("records"))):
                 named = dict(cell_id="{plate}/{well}_s{site}".format(**row) + f"_{k}", field="{plate}/{well}_s{site}".format(**row), **{c: v for c, v in row.items() if c not in _CHANNELS})
                 yield luminance(x, full), named | more | _full(x, full)
@@ -380,7 +381,7 @@ def _labels(labels, what, shape):  # whole numbers of the shape of the field
     if labels.shape != shape: raise BadInput(f"the {what} labels have shape {labels.shape} and the cell labels {shape}; they must agree")
     return labels.astype(np.int64)
 
-def _cut_cells(cells, nuclei, channels, voxel_um, kept, row):  # -> (row, kwargs of prepare_cell) of each cell
+def _cut_cells(cells, nuclei, channels, voxel_um, kept, row):  # -> (row, call for the kwargs of prepare_cell) of each cell
     boxes = ndimage.find_objects(cells)
     for k in kept:
         box = boxes[k - 1]
@@ -390,7 +391,7 @@ def _cut_cells(cells, nuclei, channels, voxel_um, kept, row):  # -> (row, kwargs
         stack = [cell*255 if first is None else first[box], *(c[box] for c in between), nucleus*255 if last is None else last[box]]
         segmented = [i for i, c in enumerate(stack) if len(np.unique(c)) <= 2]
         yield dict(row, cell_id=f"{row['cell_id']}_{k}", label=k), \
-            dict(stack=np.stack(stack), voxel_um=voxel_um, cell_mask=cell, nucleus_mask=nucleus, segmented=segmented)
+            partial(dict, stack=np.stack(stack), voxel_um=voxel_um, cell_mask=cell, nucleus_mask=nucleus, segmented=segmented)
 
 # %% ../nbs/31_plates.ipynb #40e99c3c
 def field_cells(

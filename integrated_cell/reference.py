@@ -9,6 +9,7 @@ __all__ = ['GEN', 'OBS', 'CHANNELS_R', 'Reference', 'optimisers', 'descend', 'to
 import torch
 from torch import Tensor, nn
 
+from .batch import share
 from .losses import bce
 from .networks import Dec, DecD, Enc, EncD
 
@@ -48,7 +49,7 @@ def optimisers(
 ) -> dict[str, torch.optim.Optimizer]:  # one a network
     "Adam for every network, EncD with its own rate (section 3.3)"
     nets = {name: net for name, net in model.named_children() if any(p.requires_grad for p in net.parameters())}
-    return {name: torch.optim.Adam(net.parameters(), lr_enc_d if isinstance(net, EncD) else lr, betas) for name, net in nets.items()}
+    return {name: torch.optim.Adam(net.parameters(), lr_enc_d if isinstance(net, EncD) else lr, betas, fused=True) for name, net in nets.items()}
 
 # %% ../nbs/11_reference.ipynb #b1410764
 def descend(
@@ -84,7 +85,7 @@ def step(
     x_r = batch["x"][:, CHANNELS_R]
     z_r = enc_r(x_r)
     z_dec = z_r.detach().requires_grad_()  # what DecD says about x_r_hat stops here
-    z_r_gen = torch.randn_like(z_r)
+    z_r_gen = share.randn_like(z_r)
     x_r_hat, x_r_gen = dec_r(z_dec), dec_r(z_r_gen)
 
     v_hat_gen, v_hat_obs = together(enc_d_r, z_r_gen, z_r.detach())
@@ -99,8 +100,10 @@ def step(
         loss_x_r = bce(x_r_hat, x_r)
         loss_enc_r = bce(together(enc_d_r.module, z_r_gen, z_r)[1], GEN)
         loss_dec_r = bce(dec_d_r.module(dec), OBS) + bce(dec_d_r.module(gen), OBS)
-    grad_z, = torch.autograd.grad(loss_x_r, z_dec, retain_graph=True)
-    descend(fabric, enc_r, opts["enc_r"], (grad_z*z_r).sum() + gamma_enc*loss_enc_r)
+    fabric.backward(loss_x_r, inputs=[z_dec], retain_graph=True)
+    descend(fabric, enc_r, opts["enc_r"], (z_dec.grad*z_r).sum() + gamma_enc*loss_enc_r)
     descend(fabric, dec_r, opts["dec_r"], loss_x_r + gamma_dec*loss_dec_r)
     return {k: v.detach() for k, v in dict(loss_x_r=loss_x_r, loss_enc_d_r=loss_enc_d_r, loss_dec_d_r=loss_dec_d_r,
                                            loss_enc_r=loss_enc_r, loss_dec_r=loss_dec_r).items()}
+
+step.shared = True  # draws by `share` and takes the losses' means by it: may be trained on several devices

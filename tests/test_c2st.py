@@ -108,3 +108,32 @@ def test_larger_difference_larger_score_and_seed_decides():
 def test_median_and_mad_of_a_table_are_those_of_all_its_values():
     x = np.random.default_rng(0).normal(size=(4, 5))
     assert np.allclose(median_mad(x), median_mad(x.ravel())) and np.isclose(median_mad(x)[1], np.median(np.abs(x - np.median(x))))
+
+
+def test_a_full_gpu_trains_half_as_many_at_a_time(monkeypatch):
+    pairs, went = {"a": (images(), images(seed=1)), "b": (images(seed=2), images(seed=3))}, []
+    known, real = c2st_many(pairs, batched=False, **SMALL), room.train_critics
+    def full(splits, names, **how):
+        went.append(len(names))
+        if len(names) > limit: raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(splits, names, **how)
+    monkeypatch.setattr(room, "train_critics", full)
+    limit = 1
+    pd.testing.assert_frame_equal(c2st_many(pairs, batched=True, **SMALL), known, rtol=0, atol=1e-6)
+    assert went == [4, 2, 1, 1, 1, 1]
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError): c2st_many(pairs, batched=True, **SMALL)
+
+
+def test_the_faster_way_on_a_cpu_changes_no_score():
+    "Small critics are stacked, large ones and comparisons of different shapes are not"
+    how, went, real = SMALL | dict(dtype=torch.float64), [], room.train_critics
+    def watched(splits, names, **rest):
+        went.append(len(names))
+        return real(splits, names, **rest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "train_critics", watched)
+        chosen = c2st_many({"a": (images(), images(seed=1))}, **how)
+        mixed = c2st_many({"a": (images(), images(seed=1)), "b": (images(shape=(8, 8)), images(shape=(8, 8), seed=1))}, **how)
+    assert went == [2, 1, 1, 1, 1]
+    pd.testing.assert_frame_equal(chosen, mixed[mixed.name == "a"], rtol=0, atol=1e-8)

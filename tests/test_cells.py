@@ -1,16 +1,23 @@
-"""The store of cells: what it refuses, what it leaves behind, and batches that do not depend on workers."""
+"""The store of cells: what it refuses, what it leaves behind, and batches that do not depend on how they are read."""
 import errno
 import json
+import os
 import subprocess
 import sys
+import threading
+import tracemalloc
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
 
-from integrated_cell.cells import Cells, check_place, split_by_hash
+from integrated_cell import cells as cells_module
+from integrated_cell.cells import Batches, Cells, ahead, check_place, read_images, split_by_hash
+from integrated_cell.reference import Reference, optimisers, step
 from integrated_cell.results import BadInput, whole
+from integrated_cell.train import fit
 
 CHANNELS = ("membrane", "structure", "dna")
 
@@ -79,14 +86,93 @@ def test_split_is_the_same_in_another_process():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == here
 
 
+@pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_batches_do_not_depend_on_workers(tmp_path, workers):
+def test_batches_do_not_depend_on_how_they_are_read(tmp_path, workers, flip):
     cells = create(tmp_path/"cells", x=images(70), t=table(70))
     rows = cells.rows("train")
-    a, b = cells.batches(rows, 8, seed=1, flip=True), cells.batches(rows, 8, seed=1, flip=True, resident=False, workers=workers)
+    a, b = (cells.batches(rows, 8, seed=1, flip=flip, resident=r, workers=workers) for r in (True, False))
     for e in range(2):
         for p, q in zip(a.epoch(e), b.epoch(e), strict=True): assert all(torch.equal(p[k], q[k]) for k in p)
     assert [p["rows"].tolist() for p in b.epoch(1, start=3)] == [p["rows"].tolist() for p in a.epoch(1)][3:]
+    for rank in range(3):
+        for whole_batch, p, q in zip(a.epoch(1), a.epoch(1, share=(rank, 3)), b.epoch(1, share=(rank, 3)), strict=True):
+            assert len(p["y"]) == (3, 3, 2)[rank] and all(torch.equal(p[k], q[k]) and torch.equal(p[k], whole_batch[k][rank::3]) for k in p)
+
+
+def test_training_does_not_depend_on_how_batches_are_read(tmp_path):
+    cells, weights = create(tmp_path/"cells", x=images(24, (3, 8, 8, 8)), t=table(24)), []
+    for resident in (True, False):
+        torch.manual_seed(0)
+        model = Reference(cells.shape, 8, .05)
+        batches = cells.batches(cells.rows("train"), 6, flip=True, resident=resident)
+        fit(model, step, optimisers(model), batches, 2, tmp_path/str(resident), accelerator="cpu", show=False)
+        weights.append(model.state_dict())
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+
+
+def test_what_fits_stays_and_what_does_not_is_streamed(tmp_path, monkeypatch, capsys):
+    cells = create(tmp_path/"cells", x=images(70), t=table(70))
+    rows, free = np.resize(cells.rows("train"), 150), 2*cells.rows("train").size*576  # a cell that is met twice is kept once
+    found = []
+    for bytes_free, says in ((free, "they stay there"), (free - 1, "they are read as they are needed, 4 batches ahead")):
+        monkeypatch.setattr(cells_module, "_free_bytes", lambda device: bytes_free)
+        batches = cells.batches(rows, 8, seed=1)
+        found.append([b["x"] for e in range(2) for b in batches.epoch(e)])
+        said = capsys.readouterr().out
+        assert says in said and said.count("\n") == 1 and batches.resident == (says == "they stay there")
+    assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
+    monkeypatch.setattr(cells_module, "_free_bytes", lambda device: 100)
+    with pytest.raises(BadInput, match="cannot stay there; leave `resident` out"): next(cells.batches(rows, 8, resident=True).epoch(0))
+    next(cells.batches(rows, 8).epoch(0, share=(1, 2)))
+    assert not capsys.readouterr().out, "only the first of several processes says it"
+
+
+def test_memory_of_a_stream_does_not_grow_with_the_store(tmp_path):
+    x, peaks = images(64, (3, 8, 24, 32)), []
+    for n in (640, 12800):
+        array = zarr.create_array(tmp_path/f"{n}.zarr", shape=(n, *x.shape[1:]), dtype="uint8", chunks=(1, *x.shape[1:]), shards=x.shape)
+        array[:64] = x
+        file = tmp_path/f"{n}.zarr/c/0/0/0/0/0"
+        for k in range(1, n//64):
+            (tmp_path/f"{n}.zarr/c/{k}/0/0/0").mkdir(parents=True)
+            os.link(file, tmp_path/f"{n}.zarr/c/{k}/0/0/0/0")
+        batches = Batches(array, np.zeros(n, np.int64), np.arange(n), 8, resident=False, workers=2)
+        tracemalloc.start()
+        for _, b in zip(range(40), batches.epoch(0)): assert np.array_equal(np.rint(b["x"].numpy()*255), x[b["rows"].numpy() % 64])
+        peaks.append(tracemalloc.get_traced_memory()[1]); tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 12800*60 < x[0].nbytes*12800/200, "a cell more costs its place in the order, not its image"
+
+
+def test_reading_stops_with_the_reader():
+    before, results = threading.active_count(), ahead(lambda k: k, range(100), 3)
+    assert next(results) == 0 and threading.active_count() > before
+    results.close()
+    assert threading.active_count() == before
+    def fail(k): raise BadInput(f"{k} is torn")
+    with pytest.raises(BadInput, match="0 is torn"): list(ahead(fail, range(9), 3))
+    assert threading.active_count() == before
+
+
+def test_damage_is_told(tmp_path):
+    x = images(70); x[3] = 0
+    cells = create(tmp_path/"cells", x=x, t=table(70))
+    file = tmp_path/"cells/images.zarr/c/0/0/0/0/0"
+    assert np.array_equal(read_images(cells.images, [3, 69]), x[[3, 69]]) and np.array_equal(cells[2:5], x[2:5]) and np.array_equal(cells[-1], x[-1])
+    with pytest.raises(IndexError): cells[70]
+    good = file.read_bytes()
+    for bad in (good[:-1], good[:100], good[:-1] + b"x", b"xxxxxxxxx" + good[9:]):
+        file.write_bytes(bad)
+        with pytest.raises(BadInput, match="c/0/0/0/0/0 cannot be read .* make the store again"): read_images(cells.images, [0])
+    file.unlink()
+    assert not read_images(cells.images, [0]).any() and np.array_equal(cells.images[0], read_images(cells.images, [0])[0]), "as zarr has it"
+
+
+@pytest.mark.parametrize("layout", [dict(chunks=(5, 3, 4, 6, 8)), dict(chunks=(1, 3, 4, 6, 8), shards=(20, 3, 4, 6, 8), compressors=None)])
+def test_another_layout_is_read_by_zarr(tmp_path, layout):
+    array = zarr.create_array(tmp_path/"x.zarr", shape=(40, 3, 4, 6, 8), dtype="uint8", **layout)
+    array[:] = images(40)
+    assert np.array_equal(read_images(array, [39, 0, 5]), images(40)[[39, 0, 5]])
 
 
 def test_every_cell_once_an_epoch_when_not_shuffled(tmp_path):

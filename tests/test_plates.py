@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from joblib import parallel_config
 from scipy import ndimage
 
 from integrated_cell.app import main
@@ -206,7 +205,7 @@ def test_bits_workers_and_folders_do_not_change_the_cells(small, tmp_path):
     folder, _ = small
     twelve, _ = screen_plate(tmp_path/"twelve", shift=0)
     a = plate_cells(folder, test_fraction=0, plates=["Week1_22123"])
-    with parallel_config("threading"): b = plate_cells(twelve, test_fraction=0, plates=["Week1_22123"], workers=2)
+    b = plate_cells(twelve, test_fraction=0, plates=["Week1_22123"], workers=2)
     assert np.array_equal(a.images, b.images) and a.table.equals(b.table) and a.classes == ["DMSO", "Microtubule stabilizers"]
     fixed = plate_cells(folder, test_fraction=0, plates=["Week1_22123"], full=4095)
     tops = a.table.filter(like="full_").to_numpy()

@@ -11,8 +11,9 @@ from bioio_ome_zarr.writers import Channel, OMEZarrWriter
 from scipy import ndimage
 
 from integrated_cell.cells import Cells
-from integrated_cell.prepare import DoesNotFit, hela_cells, hela_stack, pose, prepare_cell, prepare_table, read_image, subtract_background
+from integrated_cell.prepare import DoesNotFit, _fill, hela_cells, hela_stack, pose, prepare_cell, prepare_table, read_image, subtract_background
 from integrated_cell.results import BadInput
+from integrated_cell.workers import in_turn
 
 NAMES = ["membrane", "structure", "dna"]
 
@@ -67,6 +68,16 @@ def test_masks_are_found_in_a_noisy_stack():
     raw = np.random.default_rng(0).poisson(100 + np.stack([shell*150., stack[1]*1., nucleus*200.]))
     given, found = [prepare_cell(raw, (.5, .2, .2), .4, (28, 36, 60), *masks) for masks in ((cell, nucleus), ())]
     assert np.corrcoef(given[::2].ravel(), found[::2].ravel())[0, 1] > .9
+
+
+@pytest.mark.parametrize("shape", [(12, 20, 30), (30, 40), (1, 9, 9)])
+def test_holes_are_those_of_scipy(shape):
+    rng = np.random.default_rng(0)
+    for share in (.2, .5, .8):
+        x = ndimage.gaussian_filter(rng.random(shape), .8)
+        mask = x > np.quantile(x, share)
+        planes = np.stack([ndimage.binary_fill_holes(p) for p in mask.reshape(-1, *shape[-2:])]).reshape(shape)
+        assert np.array_equal(_fill(mask, (-2, -1)), planes) and np.array_equal(_fill(planes, range(len(shape))), ndimage.binary_fill_holes(planes))
 
 
 def test_what_does_not_fit_is_not_cropped():
@@ -172,6 +183,38 @@ def test_a_table_of_own_images_becomes_a_store(tmp_path):
     cells = prepare_table(tmp_path/"cells.csv", tmp_path/"cells", .4, (24, 32, 56))
     assert len(cells) == 4 and [left["cell_id"] for left in cells.provenance["left_out"]] == ["big.ome"] and "needs a shape" in cells.provenance["left_out"][0]["why"]
     assert np.corrcoef(cells[0].ravel(), cells[2].ravel())[0, 1] > .98 and Cells.open(tmp_path/"cells").table.equals(cells.table)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_any_number_of_processes_makes_the_same_store(tmp_path, monkeypatch):
+    table = own_images(tmp_path)
+    ome(tmp_path/"big.ome.tif", body()[0], **{k: 2*v for k, v in UM.items()})
+    big = pd.DataFrame([dict(path="big.ome.tif", structure="a")])
+    monkeypatch.chdir(tmp_path)
+    table = pd.concat([table[:1], big, table[1:], big], ignore_index=True).assign(cell_id=list("uvwxyz"))
+    one, two = (prepare_table(table, tmp_path/f"store{n}", .4, (24, 32, 56), workers=n) for n in (1, 2))
+    assert [left["cell_id"] for left in two.provenance["left_out"]] == ["v", "z"] and list(two.table.cell_id) == list("uwxy")
+    assert contents(tmp_path/"store1") == contents(tmp_path/"store2"), "order, bytes and what is left out"
+    with pytest.raises(BadInput, match="0 workers"): prepare_table(table, None, .4, (24, 32, 56), workers=0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_fault_in_the_table_is_the_one_that_is_told(tmp_path, monkeypatch, workers):
+    table = own_images(tmp_path).assign(cell_id=list("wxyz"))
+    tifffile.imwrite(tmp_path/"1_cell.tif", np.zeros((21, 121, 121), np.uint8))
+    (tmp_path/"2.ome.tif").write_bytes(b"")  # found sooner, told later
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(BadInput, match="^cell 'x': 1_cell.tif: the mask has no voxel") as e: prepare_table(table, "store", .4, (24, 32, 56), workers=workers)
+    assert "\n" not in str(e.value) and set(tmp_path.iterdir()) == before
+
+
+def test_a_process_that_is_ended_is_told(capfd):
+    with pytest.raises(BadInput, match="one of 2 processes was ended"): list(in_turn(os._exit, [(9,)]*4, 2))
+    assert list(in_turn(pow, [(2, 3)], 2)) == [8] and not capfd.readouterr().err
 
 
 def test_one_cell_of_a_label_image(tmp_path):

@@ -145,3 +145,21 @@ def test_the_image_adversary_never_reaches_the_encoder(fabric):
             moved_to.append((torch.cat([p.flatten() for p in getattr(m, enc).parameters()]), torch.cat([p.flatten() for p in getattr(m, dec).parameters()])))
         (enc_0, dec_0), (enc_1, dec_1) = moved_to
         assert torch.equal(enc_0, enc_1) and not torch.equal(dec_0, dec_1)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_step_in_half_precision_is_near_one_in_full(precision):
+    torch.set_default_dtype(torch.float32)
+    shape, moved = (8, 8, 8), {}
+    for kind in ("32-true", precision):
+        torch.manual_seed(0)
+        phase_1 = reference.Reference(shape, n_latent=4, width=1/32, noise=0.)
+        phase_2 = conditional.Conditional.after(phase_1, ["a", "b"], 4)
+        batch, losses = dict(x=torch.rand(4, 3, *shape), y=torch.tensor([0, 1, 1, 0])), {}
+        for model, step in [(phase_1, reference.step), (phase_2, partial(conditional.step, enc_r=phase_2.enc_r))]:
+            fabric, opts = Fabric(accelerator="cpu", precision=kind), reference.optimisers(model)
+            nets = {n: fabric.setup_module(getattr(model, n)) for n in opts}
+            torch.manual_seed(1)
+            losses |= step(nets, {n: fabric.setup_optimizers(o) for n, o in opts.items()}, batch, fabric)
+        moved[kind] = losses
+    for name, value in moved["32-true"].items(): assert torch.isclose(moved[precision][name].float(), value, rtol=.03, atol=.01), name

@@ -1,11 +1,9 @@
-"Training: what a user can do to a run from outside (signals, full disk, foreign files, other settings, two processes)"
+"Training: what a user can do to a run from outside (signals, full disk, foreign files, other settings)"
 import json
 import math
 import os
 import pickle
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -276,69 +274,3 @@ def test_progress_is_one_line(tmp_path, capsys):
     run(tmp_path, show=True)
     err = capsys.readouterr().err
     assert "12/12" in err and "loss_gen" in err and err.count("\n") == 1 and len(err) < 500
-
-
-TWO = '''
-import functools, sys
-import torch
-from integrated_cell import conditional, reference
-from integrated_cell.train import fit
-from test_train import Cells, Linear, kept
-torch.set_num_threads(1)
-for phase, devices, epochs in [("linear", 2, 1), ("linear", 2, 2), ("reference", 2, 2), ("conditional", 2, 2), ("conditional", 2, 3), ("fresh", 2, 3), ("linear", 1, 2)]:
-    out = f"{sys.argv[1]}/{phase}{devices}"
-    torch.manual_seed(0)
-    model = reference.Reference((4, 8, 8), 4, 1/32)
-    step = reference.step
-    if phase in ["conditional", "fresh"]:
-        model = conditional.Conditional.after(model, ["a", "b"], 4)
-        step = functools.partial(conditional.step, enc_r=model.enc_r)
-    if phase == "linear": model, step = Linear(), Linear.step
-    history = fit(model, kept(step, out), reference.optimisers(model), Cells(), epochs, out, accelerator="cpu", devices=devices, show=False)
-    assert len(history) == epochs
-'''
-
-
-class Cells:
-    def __len__(self): return 3
-    def epoch(self, e, start=0):
-        gen = torch.Generator().manual_seed(e)
-        x, y = torch.rand(3, 8, 3, 4, 8, 8, generator=gen), torch.arange(8)%2
-        for b in range(start, 3): yield {"x": x[b], "y": y}
-
-
-class Linear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Linear(8, 1)
-
-    @staticmethod
-    def step(nets, opts, batch, fabric):
-        opts["net"].zero_grad()
-        loss = nets["net"](batch["x"][:, 0, 0, 0]).square().mean()
-        fabric.backward(loss)
-        opts["net"].step()
-        return {"loss": loss}
-
-
-def kept(step, out):
-    "A step after which each process leaves its weights"
-    def kept_step(nets, opts, batch, fabric):
-        Path(out).mkdir(exist_ok=True)
-        losses = step(nets, opts, batch, fabric)
-        save_file({f"{n}.{k}": p.detach().contiguous() for n, net in nets.items() for k, p in net.module.named_parameters()}, Path(out)/f"rank{fabric.global_rank}.safetensors")
-        return losses
-    return kept_step
-
-
-def test_two_processes_end_with_equal_weights(tmp_path):
-    done = subprocess.run([sys.executable, "-c", TWO, str(tmp_path)], capture_output=True, text=True, timeout=200,
-                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0 and "anew" not in done.stdout, done.stderr[-2000:]
-    for phase in ["linear", "reference", "conditional"]:
-        a, b, kept = (load_file(tmp_path/f"{phase}2"/f"{name}.safetensors") for name in ["rank0", "rank1", "model"])
-        assert a.keys() <= kept.keys() and all(a[k].equal(b[k]) and a[k].equal(kept[k]) for k in a)
-    resumed, straight = (load_file(tmp_path/f"{phase}2"/"checkpoint.safetensors") for phase in ["conditional", "fresh"])
-    assert all(resumed[k].equal(straight[k]) for k in resumed) and "random/1/torch" in resumed
-    one, two = (load_file(tmp_path/f"linear{n}"/"model.safetensors") for n in [1, 2])
-    assert all(torch.allclose(one[k], two[k], atol=1e-6) for k in one)  # without batch norm and noise two do what one does

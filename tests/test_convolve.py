@@ -1,0 +1,86 @@
+"""The convolution of all levels gives PyTorch's numbers whichever way it is computed, for any shape, type and transform."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from integrated_cell import convolve
+from integrated_cell.convolve import CONV, CONV_T, Down, Up, Weights
+
+WAYS = {"as PyTorch": (lambda *_: False, lambda *_: False), "one matrix product": (lambda *_: True, lambda *_: False), "halves": (lambda *_: False, lambda *_: True)}
+
+
+@pytest.fixture(params=list(WAYS))
+def way(request, monkeypatch):
+    few, many = WAYS[request.param]
+    monkeypatch.setattr(convolve, "_few", few)
+    monkeypatch.setattr(convolve, "_many", many)
+    return request.param
+
+
+def layers(d, up, **kwargs):
+    "One of ours and PyTorch's own with the same weights"
+    torch.manual_seed(0)
+    ours = (CONV_T[d](4, 3, 4, 2, 1, **kwargs) if up else CONV[d](3, 4, 4, 2, 1, **kwargs)).double()
+    plain = copy.deepcopy(ours)
+    plain.__class__ = type(ours).__mro__[1]
+    return ours, plain
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5, 9), (2, 3), (4, 6, 8), (5, 7, 4), (2, 2, 2), (3, 2, 5)])
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_values_and_gradients_are_those_of_pytorch(way, shape, up, bias):
+    more = dict(output_padding=tuple(s % 2 for s in shape)) if up else {}
+    ours, plain = layers(len(shape), up, bias=bias, **more)
+    x = torch.randn(2, 4 if up else 3, *(s//2 for s in shape) if up else shape, dtype=torch.double)
+    xs = [x.clone().requires_grad_() for _ in range(2)]
+    ys = [f(v) for f, v in zip((ours, plain), xs)]
+    assert ys[0].shape == ys[1].shape and torch.allclose(*ys, atol=1e-12)
+    if up: assert ys[0].shape[2:] == shape
+    g = torch.randn_like(ys[0])
+    for y in ys: y.backward(g)
+    assert torch.allclose(xs[0].grad, xs[1].grad, atol=1e-12)
+    for p, q in zip(ours.parameters(), plain.parameters(), strict=True): assert torch.allclose(p.grad, q.grad, atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (3, 4, 5)])
+def test_derivatives_of_derivatives(way, shape):
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 2, *shape, dtype=torch.double, requires_grad=True), torch.randn(3, 2, *[4]*len(shape), dtype=torch.double, requires_grad=True)
+    y = torch.randn_like(Down.apply(x, w)).requires_grad_()
+    for f, args in [(Down.apply, (x, w)), (lambda y, w: Up.apply(y, w, shape), (y, w)), (Weights.apply, (x, y))]:
+        assert torch.autograd.gradgradcheck(f, args)
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_many_models_at_once(way, up):
+    nets = [layers(3, up)[0] for _ in range(3)]
+    for i, net in enumerate(nets): nn.init.normal_(net.weight, i)
+    x = torch.randn(3, 2, 4 if up else 3, 4, 4, 6, dtype=torch.double)
+    weights, buffers = stack_module_state(nets)
+    at_once = vmap(lambda w, b, v: functional_call(nets[0], (w, b), (v,)))(weights, buffers, x)
+    assert torch.allclose(at_once, torch.stack([f(v) for f, v in zip(nets, x)]), atol=1e-12)
+
+
+def test_half_precision(way):
+    ours, plain = (f.float() for f in layers(3, False))
+    x = torch.rand(2, 3, 4, 6, 8)
+    with torch.autocast("cpu", torch.bfloat16): a, b = ours(x), plain(x)
+    assert a.dtype == b.dtype == torch.bfloat16 and torch.allclose(a.float(), b.float(), atol=.02)
+    a.sum().backward()
+    assert ours.weight.grad.dtype == torch.float32
+
+
+def test_other_kernels_are_left_to_pytorch(way):
+    x = torch.rand(1, 3, 6, 8)
+    for kwargs in (dict(kernel_size=3, stride=2, padding=1), dict(kernel_size=4, stride=1, padding=1), dict(kernel_size=4, stride=2, padding=0), dict(kernel_size=4, stride=2, padding=1, groups=3)):
+        ours = CONV[2](3, 6, **kwargs)
+        assert ours(x).equal(nn.Conv2d.forward(ours, x))
+
+
+def test_few_positions_and_large_images_are_found():
+    assert convolve._few(8, 2**26, torch.zeros(1)) and not convolve._few(768, 2**23, torch.zeros(1)) and not convolve._few(8, 2**26, torch.zeros(1, device="meta"))
+    assert convolve._many(4096, 3) and not convolve._many(4096, 2) and not convolve._many(4095, 3)

@@ -1,0 +1,52 @@
+"Starting up: what an import brings with it, counted in modules; seconds are measured by bench/start.py"
+import json
+import subprocess
+import sys
+
+from conftest import ENV
+
+NO_TORCH = ["results", "manifest", "cells", "plot", "shapes", "structures", "simulate", "workers", "prepare", "yeast", "pairs", "features", "mcf7",
+            "screen", "plates", "profiling", "across", "workflow", "book", "app"]
+HEAVY = {"torch", "lightning", "bioio", "dask", "ome_types", "papermill", "snakemake"}
+
+
+def said_by(code):
+    "What a fresh process prints last, as JSON"
+    done = subprocess.run([sys.executable, "-c", f"import json, sys\n{code}"], env=ENV, capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stderr[-2000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_the_package_alone_brings_nothing():
+    before, after = said_by("n = len(sys.modules)\nimport integrated_cell\nprint(json.dumps([n, len(sys.modules)]))")
+    assert after - before <= 2
+
+
+def test_modules_that_need_no_torch_do_not_load_it():
+    found = said_by(f"""
+from importlib import import_module
+found = dict()
+for name in {NO_TORCH}:
+    import_module(f"integrated_cell.{{name}}")
+    for heavy in {HEAVY} & set(sys.modules): found.setdefault(heavy, name)
+print(json.dumps(found))""")
+    assert not found, f"loaded, and by which module: {found}"
+
+
+def test_the_command_line_answers_at_once():
+    heavy, n = said_by(f"""
+from integrated_cell.app import main
+try: main(["--help"])
+except SystemExit: pass
+print(json.dumps([sorted({HEAVY | {"pandas", "scipy", "zarr", "matplotlib", "skimage", "sklearn"}} & set(sys.modules)), len(sys.modules)]))""")
+    assert not heavy and n < 600
+
+
+def test_cells_are_simulated_stored_and_opened_without_torch(tmp_path):
+    n, loaded = said_by(f"""
+from integrated_cell.cells import Cells
+from integrated_cell.simulate import simulate_cells
+simulate_cells(4, (8, 12, 16), path={str(tmp_path/"cells")!r}, test_fraction=0)
+cells = Cells.open({str(tmp_path/"cells")!r})
+print(json.dumps([len(cells.images[:]), sorted({HEAVY} & set(sys.modules))]))""")
+    assert n == 4 and not loaded
