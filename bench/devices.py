@@ -45,8 +45,8 @@ def train(queue, phase, shape, width, cells, threads, devices, epochs, precision
         step = functools.partial(conditional.step, enc_r=model.enc_r)
     model.to(cells.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        queue.put(fit(model, step, reference.optimisers(model), cells, epochs, folder, accelerator="auto" if torch.cuda.device_count() > 1 else "cpu",
-                      devices=devices, precision=precision, show=False))
+        queue.put(fit(model, step, reference.optimisers(model), cells, epochs, folder, devices=devices, precision=precision, show=False,
+                      accelerator="auto" if torch.cuda.device_count() > 1 else "cpu"))
 
 
 def trained(*args, **kwargs):
@@ -96,7 +96,8 @@ def main():
         speed = {side: [] for side in sides}
         for _ in range(a.turns):
             for side, (threads, devices) in sides.items():
-                speed[side].append(trained(phase, shape, a.width, Cells(shape, a.batch, a.steps), threads, devices, 2, a.precision).cells_per_s.iloc[-1])
+                history = trained(phase, shape, a.width, Cells(shape, a.batch, a.steps), threads, devices, 2, a.precision)
+                speed[side].append(history.cells_per_s.iloc[-1])
         rates = {side: float(np.median(s)) for side, s in speed.items()}
         for side, (threads, devices) in sides.items():
             times = rates[side]/rates[next(iter(sides))]

@@ -75,7 +75,8 @@ with frozen(gen.to(device)):
         start, cpu = time.perf_counter(), time.process_time()
         f, evaluations = method()
         error = f.sqrt().cpu().numpy()
-        table.append({"side": name, "seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu, "median_rmse": float(np.median(error)),
+        table.append({"side": name, "seconds": time.perf_counter() - start,
+                      "cpu_seconds": time.process_time() - cpu, "median_rmse": float(np.median(error)),
                       "largest_rmse": float(error.max()), "evaluations_an_image": float(evaluations)/len(x)})
 clock = "cpu_seconds" if device == "cpu" else "seconds"
 alone = next(row for row in table if row["side"] == "ours, image by image")[clock]

@@ -149,8 +149,10 @@ def _plates(a):
     print(plate_cells(a.folder, a.out, a.size, a.plates.split(",") if a.plates else None, a.allow_missing, nucleus_px=a.nucleus_px, workers=a.workers))
 
 def _chapter(a):
+    from integrated_cell.results import process
     from integrated_cell.workflow import run_chapter
-    print(run_chapter(a.name, a.config, pairs(a.p)))
+    out = run_chapter(a.name, a.config, pairs(a.p))
+    if process()[0] == 0: print(out)
 
 def _book(a):
     from integrated_cell.book import run_book

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from scipy.special import rel_entr
 
+from .cells import Cells, read_images
 from .results import BadInput
 from .variation import streamed_correlation
 
@@ -40,7 +41,7 @@ def in_batches(
     "Run a trained network over cells without gradients, a few at a time"
     out = []
     for at in range(0, len(rows), batch_size):
-        x = torch.from_numpy(np.stack([np.asarray(cells[int(i)]) for i in rows[at:at + batch_size]]))
+        x = torch.from_numpy(read_images(cells.images, rows[at:at + batch_size]) if isinstance(cells, Cells) else np.stack([np.asarray(cells[int(i)]) for i in rows[at:at + batch_size]]))
         y = fn(x.to(device).float()/255)
         out.append([t.cpu() for t in (y if isinstance(y, tuple) else (y,))])
     if not out: raise BadInput("no cell to run over: the list of rows is empty; look at the split column of the store")
@@ -59,12 +60,12 @@ def latent_stats(
 # %% ../nbs/16_metrics.ipynb #72499199
 def pairwise_correlation(
     x,  # (n, *s) array or memory map, or a zarr array
-    batch_size: int = 64,  # images in work at a time, beside the (n, n) result
-    **kwargs,  # of `streamed_correlation`, for what is not an array: limit, folder
+    batch_size: int = 64,  # images read at a time from what is not an array
+    **kwargs,  # of `streamed_correlation`: memory, folder
 ) -> np.ndarray:  # (n, n) float64; a constant image correlates by 0 with all others
     "Pearson correlation of all pairs of images (section 3.4.4, Figure S6)"
     at_hand = isinstance(x, (np.ndarray, torch.Tensor))
-    return streamed_correlation(x if at_hand else (np.asarray(x[a:a + batch_size]) for a in range(0, x.shape[0], batch_size)), batch_size, **kwargs)
+    return streamed_correlation(x if at_hand else (np.asarray(x[a:a + batch_size]) for a in range(0, x.shape[0], batch_size)), **kwargs)
 
 # %% ../nbs/16_metrics.ipynb #3de78401
 def inception_score(

@@ -165,7 +165,7 @@ def _all_settings(fabric: Fabric, model: nn.Module, step: Callable, opts: dict, 
         for i, group in enumerate(opt.param_groups):
             said[f"{type(opt).__name__} {name} {i}"] = {k: v for k, v in group.items() if k != "params"}
     frozen = {k: v for k, v in model.state_dict().items() if k.split(".")[0] not in opts}
-    if fabric.world_size > 1: next(batches.epoch(0, 0, share=(fabric.global_rank, fabric.world_size)))  # images settle where each process may have them
+    if fabric.world_size > 1: next(batches.epoch(0, 0, share=(fabric.global_rank, fabric.world_size)))  # settle, each process with its part of the memory
     if fabric.is_global_zero: said |= {"first batch": _fingerprint(next(iter(batches.epoch(0)))), "weights not trained": _fingerprint(frozen)}
     return fabric.broadcast(json.loads(json.dumps(said | more, default=str)))
 
@@ -298,7 +298,7 @@ def _set_rates(opts: dict, done: float, anneal: float) -> None:
         group["lr"] = group.setdefault("initial_lr", group["lr"])*min(1., (1 - done)/anneal)
 
 # %% ../nbs/10_train.ipynb #2e649163
-def _one_epoch(run: Run, step: Callable, nets: dict, opts: dict, batches, came: list, save_every_s: float, bar: tqdm) -> dict[str, float]:  # sum of each loss
+def _one_epoch(run: Run, step: Callable, nets: dict, opts: dict, batches, came: list, save_every_s: float, bar: tqdm) -> dict:  # sum of each loss
     "Go through the rest of an epoch"
     losses = Losses(run.place.sums, run.fabric.device)
     last = saved = time.monotonic()
@@ -380,6 +380,7 @@ def fit(
     step: Callable,  # step(nets, opts, batch, fabric) -> dict of named losses (0-d tensors); does all updates of one batch
     opts: dict[str, torch.optim.Optimizer],  # name of a network in the model: optimiser of its parameters
     batches,  # `cells.Batches` or alike: len() is batches an epoch, .epoch(e, start) yields dicts of tensors, the same for the same e
+    # (on several devices also .order(e) and .epoch(e, start, share=(rank, world)), as `cells.Batches` has them)
     n_epochs: int,  # in all; asking for more goes on
     out: str | Path,  # folder: checkpoint, history.csv, tensorboard, the model at the end
     seed: int = 0,  # of the noise within a step

@@ -41,7 +41,7 @@ def neg_log_det(
     return value if value.ndim else float(value)
 
 # %% ../nbs/15_variation.ipynb #8241a3d7
-BLOCK = {"cpu": (128, 2048), "cuda": (1024, 2**16)}  # images and voxels at a time: what a cache holds, what keeps a GPU busy
+BLOCK = {"cpu": (128, 2**20), "cuda": (1024, 2**26)}  # images of a product and values of a slice: what a cache holds, what keeps a GPU busy
 
 def _room(memory, device):  # bytes to work in
     if memory: return memory
@@ -72,8 +72,8 @@ def _add_products(to, part, rows):  # to (n, n) += part @ part.T, on and below t
     for a in range(0, len(to), rows): to[a:a + rows, :a + rows].addmm_(part[a:a + rows], part[:a + rows].T)
 
 def _covariance(at, rows, memory):  # [(b, voxels), ...]: (n, n) sums of products below the diagonal, (n,) means, voxels; computed on `at`
-    n, voxels, (block, step) = sum(map(len, rows)), rows[0].shape[1], BLOCK[at.type]
-    step = max(1, min(voxels, step, _room(memory, at)//2//(8*n)))
+    n, voxels, (block, values) = sum(map(len, rows)), rows[0].shape[1], BLOCK[at.type]
+    step = max(1, min(voxels, max(512, values//n), _room(memory, at)//2//(8*n)))
     products, total, buffer = (torch.zeros(shape, dtype=torch.float64, device=at) for shape in ((n, n), n, n*step))
     for a in range(0, voxels, step):
         part = buffer[:n*min(step, voxels - a)].view(n, -1)

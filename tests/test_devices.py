@@ -21,6 +21,7 @@ from integrated_cell.train import _read_tensors, end_others, fit
 from integrated_cell.workflow import run_chapter
 
 STEPS, HERE = 12, Path(__file__).resolve()
+IMPORT = f"import sys; sys.path.insert(0, {str(HERE.parent)!r}); from test_devices import Cells, end_others, train"
 
 
 class Cells:
@@ -94,7 +95,7 @@ def test_in_single_precision_two_differ_from_one_as_one_does_after_the_smallest_
 
 def test_a_killed_run_of_two_goes_on_with_one_and_then_with_two(alone, tmp_path):
     phase, out, model, history = alone
-    code = f"import sys; sys.path.insert(0, {str(HERE.parent)!r}); from test_devices import *; train({phase!r}, {str(tmp_path)!r}, devices=2, cells=Cells(pause=.1), save_every_s=0)"
+    code = f"{IMPORT}; train({phase!r}, {str(tmp_path)!r}, devices=2, cells=Cells(pause=.2), save_every_s=0)"
     process = subprocess.Popen([sys.executable, "-c", code], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     began = time.monotonic()
     while not (tmp_path/"checkpoint.safetensors").exists() and time.monotonic() < began + 60: time.sleep(.02)
@@ -166,7 +167,7 @@ def srun(root, *command):
 
 
 def test_srun_trains_in_two_processes_and_the_first_goes_on(tmp_path):
-    code = f"import sys; sys.path.insert(0, {str(HERE.parent)!r}); from test_devices import *; train('conditional', 'out', 0, 1); end_others(); print('the first')"
+    code = f"{IMPORT}; train('conditional', 'out', 0, 1); end_others(); print('the first')"
     (out, err, rc), (quiet, silent, rc1) = srun(tmp_path, sys.executable, "-c", code)
     assert (rc, rc1, out.strip(), quiet) == (0, 0, "the first", ""), err + silent
     _, one = train("conditional", tmp_path/"one", epochs=1)
@@ -174,7 +175,8 @@ def test_srun_trains_in_two_processes_and_the_first_goes_on(tmp_path):
 
 
 def test_a_single_task_of_slurm_makes_its_own_processes(tmp_path, monkeypatch):
-    for name, value in dict(SLURM_NTASKS="1", SLURM_STEP_NUM_TASKS="1", SLURM_NTASKS_PER_NODE="1", SLURM_PROCID="0", SLURM_JOB_ID="4321").items(): monkeypatch.setenv(name, value)
+    for name in "NTASKS", "STEP_NUM_TASKS", "NTASKS_PER_NODE": monkeypatch.setenv(f"SLURM_{name}", "1")
+    for name, value in ("PROCID", "0"), ("JOB_ID", "4321"): monkeypatch.setenv(f"SLURM_{name}", value)
     assert len(train("reference", tmp_path, devices=2, epochs=1)[1]) == 1
 
 

@@ -33,7 +33,7 @@ def test_pairwise_correlation_reads_from_disk(tmp_path, as_store):
     for i in range(200): x[i] = common*(i % 3) + rng.random(shape[1:], dtype=np.float32)
     source = zarr.create_array(tmp_path/"x.zarr", data=x[:], chunks=(1, *shape[1:])) if as_store else x
     tracemalloc.start()
-    rho = metrics.pairwise_correlation(source, 8, **({"limit": 0} if as_store else {}))
+    rho = metrics.pairwise_correlation(source, 8, **({"memory": 1} if as_store else {}))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16*2**20
