@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .batch import share
-from .convolve import CONV, CONV_T
+from .convolve import CONV, CONV_T, wanted
 from .results import BadInput
 
 # %% ../nbs/08_networks.ipynb #9b6af5ac
@@ -33,7 +33,8 @@ class _Leak(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, y):
         x, slope = ctx.saved_tensors
-        return torch.ops.aten.leaky_relu_backward(y, x, slope.item(), False), torch.dot(y.flatten(), x.clamp(max=0).to(y.dtype).flatten()).view(1).to(slope.dtype)
+        of_slope = torch.dot(y.flatten(), x.clamp(max=0).to(y.dtype).flatten()).view(1).to(slope.dtype) if wanted(ctx, 1) else None
+        return torch.ops.aten.leaky_relu_backward(y, x, slope.item(), False), of_slope
 
 class PReLU(nn.PReLU):
     "Leaky ReLU with one learnt slope (He et al. 2015)"

@@ -84,3 +84,15 @@ def test_other_kernels_are_left_to_pytorch(way):
 def test_few_positions_and_large_images_are_found():
     assert convolve._few(8, 2**26, torch.zeros(1)) and not convolve._few(768, 2**23, torch.zeros(1)) and not convolve._few(8, 2**26, torch.zeros(1, device="meta"))
     assert convolve._many(4096, 3) and not convolve._many(4096, 2) and not convolve._many(4095, 3)
+
+
+def test_gradients_that_nobody_waits_for_are_not_computed(way, monkeypatch):
+    if way == "as PyTorch": monkeypatch.setattr(convolve, "_pays", lambda *_: True)
+    calls, weights = [], convolve._weights
+    monkeypatch.setattr(convolve, "_weights", lambda x, y: calls.append(1) or weights(x, y))
+    net, x = layers(3, False)[0], torch.randn(2, 3, 4, 4, 6, dtype=torch.double, requires_grad=True)
+    y = net(x).sum()
+    y.backward(inputs=[x], retain_graph=True)
+    assert not calls and net.weight.grad is None and x.grad is not None
+    y.backward()
+    assert len(calls) == 1 and net.weight.grad is not None
