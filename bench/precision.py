@@ -117,6 +117,7 @@ def main():
     said.add_argument("--config", default="quick", help="whose settings")
     said.add_argument("--precision", default="bf16-mixed", help="against 32-true")
     said.add_argument("--seeds", type=int, default=3)
+    said.add_argument("--first", type=int, default=0, help="seed to begin with, for a call on another core; one without this tells of all")
     said.add_argument("--cells", type=int, default=0, help="0: as the config says")
     said.add_argument("--epochs", type=int, default=0, help="of each phase; 0: as the config says")
     said.add_argument("--seconds", type=int, default=50, help="how long a call may train; 0: to the end")
@@ -129,11 +130,11 @@ def main():
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.alarm(a.seconds)
     try:
-        for seed in range(a.seeds):
+        for seed in range(a.first, a.seeds):
             pairs.append([run(a, cells, seed, precision, folder/f"{precision}-{seed}") for precision in ("32-true", a.precision)])
             record(f"Does {a.precision} change what a model can do?", [compared(name, pairs) for name in MEASURES],
                    commits=sorted({str(r["commit"]) for pair in pairs for r in pair}), **about)
-    except KeyboardInterrupt: print(f"{len(pairs)} of {a.seeds} pairs are complete; call again to go on, or with --seconds 0 to go to the end")
+    except KeyboardInterrupt: print(f"{len(pairs)} of {a.seeds - a.first} pairs are complete; call again to go on, with --seconds 0 to the end")
 
 
 if __name__ == "__main__": main()

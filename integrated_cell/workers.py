@@ -21,8 +21,9 @@ def crew(
     n: int,  # how many jobs there are
 ) -> int:  # processes
     "How many processes shall work; unasked, each gets eight jobs at least, since starting one takes seconds"
-    if workers is not None and workers < 1: raise BadInput(f"{workers} workers can do nothing; give 1 or more, or None for one a core")
-    return workers or max(1, min(cpu_count(), n//8))
+    if workers is None: return max(1, min(cpu_count(), n//8))
+    if not isinstance(workers, int) or workers < 1: raise BadInput(f"workers = {workers!r} is no number of processes; give 1 or more, or None for one a core")
+    return max(1, min(workers, n, 4*cpu_count()))  # more would only take memory
 
 # %% ../nbs/06_workers.ipynb #e39be712
 def in_turn(

@@ -43,13 +43,16 @@ def test_nothing_measured(tmp_path, capsys):
 def test_reached_missed_and_foreign_rows(tmp_path, capsys):
     start = [dict(what="import integrated_cell", seconds=.2), dict(what="integrated-cell --help", seconds=9.)]
     steps = [dict(phase=p, side="library", times_as_fast=9.) for p in ("reference", "conditional")]
+    pair = dict(measure="accuracy", seeds=1, relative_difference=.01, low=None, high=None, furthest=None, sd_between_float32_seeds=None, aim=.02)
     metrics = chapter(tmp_path, {
+        "cpu/precision.json": dict(precision="bf16-mixed", rows=[pair]),
         "cpu/start.json": dict(question="How long?", command="python bench/start.py", rows=start),
         "cpu/prepare.json": dict(rows=[dict(other=1)]), "cpu/c2st.json": dict(rows=[]),
         "cpu/growth.json": dict(rows=[dict(phase="a", against="volume", value=v, seconds_per_cell=v) for v in (1., 2.)]),
         "a-gpu/training_step.json": dict(command="python bench/training_step.py", width=1, rows=steps)})
     state = {(a["folder"], a["what"]): a["state"] for a in metrics["aims"]}
     assert state["cpu", "import integrated_cell"] == "reached" and state["cpu", "integrated-cell --help"] == "missed"
+    assert all(s == "not measured" for (_, what), s in state.items() if what.startswith("accuracy"))  # one pair has no interval
     assert state["cpu", "make book with nothing to do"] == "not measured" and metrics["n_devices"] == 2
     assert metrics["n_missed"] == 1 and metrics["n_reached"] == 3  # starting up, and both phases on the GPU
 
