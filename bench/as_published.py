@@ -1,8 +1,9 @@
 """One training step of each phase as the original code schedules it, in our own words: the yardstick of the other benchmarks.
 
-The updates are those of `reference.step` and `conditional.step` (tests/test_as_published.py holds them together in double
-precision); what differs is the work: two encoder, four decoder and five DecD evaluations a step, float32, contiguous tensors,
-PyTorch's own layers, no compilation, Adam without fusion, no scheduling by Fabric.
+The updates are those of `reference.step` and `conditional.step`: tests/test_as_published.py holds the weights after a step
+together, in double precision with the same Adam on both sides. (Running means of batch norms differ, since the original passes
+each batch twice through the encoder.) What differs is the work: two encoder, four decoder and five DecD evaluations a step,
+float32, contiguous tensors, PyTorch's own layers, no compilation, Adam without fusion, no scheduling by Fabric.
 """
 import torch
 import torch.nn.functional as F

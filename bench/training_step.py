@@ -2,7 +2,7 @@
 
     python bench/training_step.py [--sizes "64,96,128:1:4 32,48,64:.25:4"] [--steps 3] [--precision auto]
 
-A size is shape:width:batch. The sides: the original's schedule (bench/as_published.py: float32, PyTorch's own layers, Adam without
+A size is shape:width:batch. On a GPU the paper's batch of 30 is measured too, and the largest batch that fits is sought by doubling. The sides: the original's schedule (bench/as_published.py: float32, PyTorch's own layers, Adam without
 fusion) and the library's step; on a GPU also the library with channels-last tensors and compiled. `--precision auto` takes
 bf16-mixed where the processor multiplies matrices of it at more than twice the rate of float32. Matrix rate: a product of 4096 x 4096
 matrices in that precision. FLOP of a step: counted on PyTorch's meta device.
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from integrated_cell import conditional, reference
 
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-said.add_argument("--sizes", default="64,96,128:1:4 32,48,64:.25:4")
+said.add_argument("--sizes", default="64,96,128:1:4 32,48,64:.25:4" + " 64,96,128:1:30"*torch.cuda.is_available())
 said.add_argument("--steps", type=int, default=3)
 said.add_argument("--precision", default="auto", help="of the library's sides, e.g. 32-true")
 a = said.parse_args()
@@ -94,7 +94,15 @@ def sides(phase, shape, width, n):
         yield name, published(model, batch) if name == "as published" else library(model, batch, precision, torch.compile if name.endswith("compiled") else lambda net: net)
 
 
-rows = []
+def largest_batch(phase, shape, width, n=1):
+    "The last of 1, 2, 4 ... cells whose step fits in the GPU's memory"
+    try: seconds(library(PHASES[phase](shape, width).to(device), batch_of(shape, n, device), precision))
+    except torch.OutOfMemoryError: return n//2
+    finally: torch.cuda.empty_cache()
+    return largest_batch(phase, shape, width, 2*n)
+
+
+rows, largest = [], {}
 for size in a.sizes.split():
     shape, width, n = size.split(":")
     shape, width, n = tuple(int(s) for s in shape.split(",")), float(width), int(n)
@@ -113,6 +121,7 @@ for size in a.sizes.split():
                              cells_per_s=round(n/s, 3), shape=",".join(map(str, shape)), width=width, batch=n, precision="32-true" if name == "as published" else precision,
                              gflop_a_cell=round(gflop, 2), hours_in_full=round(EPOCHS*CELLS*s/n/3600, 2), peak_gib=round(peak[name], 2)))
         del steps, step
+        if cuda: largest[f"{phase} {shape} {width}"] = largest.get(f"{phase} {shape} {width}") or largest_batch(phase, shape, width)
 
 record("How fast is a training step beside the original's?", rows, matrix_gflops={str(k).split(".")[1]: round(v/1e9, 1) for k, v in rates.items()},
-       peak="of the device" if cuda else "of the whole process with all sides' models in it")
+       largest_batch=largest, peak="of the device" if cuda else "of the whole process with all sides' models in it")

@@ -249,6 +249,8 @@ class Batches:
         shuffle: bool = True,  # a new order each epoch, without the last partial batch
     ):
         if not len(rows): raise BadInput("no cell to make batches of; check the split of the store")
+        if batch_size < 1: raise BadInput(f"batch_size = {batch_size}: a batch holds at least one cell")
+        if workers < 0: raise BadInput(f"workers = {workers}: give the number of threads that read ahead, 0 or more")
         if resident not in (None, True, False): raise BadInput(f"resident is {resident!r}; say true (keep the images), false (stream them) or nothing (keep what fits)")
         self.images, self.rows, self.y, self.batch_size = images, np.asarray(rows), np.asarray(y)[rows], min(batch_size, len(rows))
         self.seed, self.device, self.resident, self.workers, self.flip, self.shuffle = seed, device, resident, workers, flip, shuffle

@@ -276,9 +276,11 @@ def prepare_table(
     folder = Path() if isinstance(table, pd.DataFrame) else Path(table).parent
     if not isinstance(table, pd.DataFrame):
         if not Path(table).is_file(): raise BadInput(f"{table}: no such file; give a table with the columns path and structure, a row a cell")
-        table = pd.read_csv(table)
+        try: table = pd.read_csv(table)
+        except ValueError as e: raise BadInput(f"{table} cannot be read as a table ({str(e).splitlines()[0]}); save it as csv in UTF-8, with the columns path and structure") from e
     for column in ("path", "structure"):
         if column not in table: raise BadInput(f"the table has no column '{column}'; it has {', '.join(map(str, table.columns))}")
+    if table.path.isna().any(): raise BadInput(f"row {int(np.flatnonzero(table.path.isna())[0]) + 1} of the table has no path; name its image or leave the row out")
     if "cell_id" not in table: table = table.assign(cell_id=[f"{Path(p).stem}" + (f"_{int(l)}" if not pd.isna(l) else "") for p, l in zip(table.path, table.get("label", [np.nan]*len(table)))])
     if table.cell_id.duplicated().any(): raise BadInput(f"cell id '{table.cell_id[table.cell_id.duplicated()].iloc[0]}' appears twice; give every cell an id of its own")
     items = ((row, partial(_read_row, row, folder, voxel_um, channels)) for row in table.to_dict("records"))

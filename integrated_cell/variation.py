@@ -49,10 +49,11 @@ def _room(memory, device):  # bytes to work in
 
 @contextmanager
 def _gathered(batches, memory, folder):  # a stream of (b, *shape): where it came, and [(b, voxels), ...] there or one (n, voxels) mapped from a file without a name
-    held, n, size, file = [], 0, 0, None
+    held, n, size, file, voxels = [], 0, 0, None, 0
     try:
         for x in batches:
             held.append(torch.as_tensor(x).detach().to(torch.float32).flatten(1))
+            if held[-1].shape[1] != (voxels := voxels or held[-1].shape[1]): raise BadInput(f"a batch of images of {held[-1].shape[1]} voxels follows images of {voxels}; bring them to one shape")
             n, size, at = n + len(x), size + held[-1].nbytes, held[-1].device
             if file or size > _room(memory, at)//2:
                 file = file or TemporaryFile(dir=folder)
@@ -61,6 +62,7 @@ def _gathered(batches, memory, folder):  # a stream of (b, *shape): where it cam
         if file: file.flush()
         yield at, [torch.from_numpy(np.memmap(file, np.float32, "r+").reshape(n, -1))] if file else held
     except OSError as e:
+        if e.errno == 2: raise BadInput(f"folder {folder} does not exist; make it or give another") from e
         if e.errno not in (28, 122): raise
         where = folder or "the temporary folder"
         raise BadInput(f"{size/2**30:.1f} GiB of decoded images do not fit on the disk of {where}; give another folder or draw fewer") from e

@@ -42,4 +42,6 @@ def in_turn(
         while waiting: yield waiting.popleft().result()
     except (BrokenProcessPool, MemoryError) as e:
         raise BadInput(f"one of {workers} processes was ended from outside, most often for want of memory; take fewer of them (workers)") from e
-    finally: pool.shutdown(kill_workers=True)
+    finally:
+        for job in waiting: job.cancel()
+        pool.shutdown()
