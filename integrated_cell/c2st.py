@@ -174,7 +174,7 @@ def score_critic(
     return dict(score=score, score_penalised=score - lam*penalty, n=n)
 
 # %% ../nbs/24_c2st.ipynb #395ad684
-STACKED = 2**18  # images x pixels x filters of a step up to which a CPU is faster with many critics at once (bench/c2st.py)
+STACKED = 2**19  # images x pixels x filters of a step up to which a CPU is faster with many critics at once (bench/c2st.py)
 
 def at_once(
     device: torch.device,

@@ -49,12 +49,14 @@ def test_reached_missed_and_foreign_rows(tmp_path, capsys):
         "cpu/start.json": dict(question="How long?", command="python bench/start.py", rows=start),
         "cpu/prepare.json": dict(rows=[dict(other=1)]), "cpu/c2st.json": dict(rows=[]),
         "cpu/growth.json": dict(rows=[dict(phase="a", against="volume", value=v, seconds_per_cell=v) for v in (1., 2.)]),
-        "a-gpu/training_step.json": dict(command="python bench/training_step.py", width=1, rows=steps)})
+        "a-gpu/training_step.json": dict(command="python bench/training_step.py", width=1, shape="64,96,128", rows=steps)})
     state = {(a["folder"], a["what"]): a["state"] for a in metrics["aims"]}
     assert state["cpu", "import integrated_cell"] == "reached" and state["cpu", "integrated-cell --help"] == "missed"
     assert all(s == "not measured" for (_, what), s in state.items() if what.startswith("accuracy"))  # one pair has no interval
     assert state["cpu", "make book with nothing to do"] == "not measured" and metrics["n_devices"] == 2
     assert metrics["n_missed"] == 1 and metrics["n_reached"] == 3  # starting up, and both phases on the GPU
+    small = {"cpu/training_step.json": dict(width=1, shape="8,12", rows=steps)}  # a trial at another size is no answer
+    assert all(a["state"] == "not measured" for a in chapter(tmp_path/"small", small)["aims"])
 
 
 @pytest.fixture
