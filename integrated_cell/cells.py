@@ -89,7 +89,7 @@ def write_images(
         shape = shape or x.shape
         if x.dtype != np.uint8 or x.shape != shape:
             raise BadInput(f"cell '{ids[i]}' is {x.dtype} of shape {x.shape} where uint8 of {shape} is needed; prepare it like the others")
-        if array is None: array = zarr.create_array(path, shape=(n, *shape), dtype="uint8", chunks=(1, *shape), shards=(64, *shape))
+        if array is None: array = zarr.create_array(path, shape=(n, *shape), dtype="uint8", chunks=(1, *shape), shards=(64, *shape), config={"write_empty_chunks": True})  # a missing file is a lost one
         block.append(x)
         if len(block) == 64 or i == n - 1: array[i + 1 - len(block):i + 1] = np.stack(block); block = []
     if shape is None or i != n - 1: raise BadInput(f"the table has {n} rows but {0 if shape is None else i + 1} images came; they must match one to one")
@@ -156,7 +156,6 @@ def read_images(
     for x, i in zip(out, rows.tolist()):
         path = f"{folder}/c/{i//n}{'/0'*(images.ndim - 1)}"
         try: _read_cell(path, i%n, n, x)
-        except FileNotFoundError: pass  # 64 cells of nothing but 0
         except (OSError, RuntimeError, ValueError) as e: raise BadInput(f"{path} cannot be read ({e}); make the store again") from e
     return out
 
@@ -205,16 +204,16 @@ def _load(images, which: np.ndarray, device, n: int):  # -> (len(which), c, *s) 
     return kept if gpu else kept.numpy()
 
 def _keep(images, rows: np.ndarray, device, resident: bool | None, share: tuple[int, int], n: int) -> tuple:
-    "What stays in memory (None: nothing does) and where in it each of `rows` is; who has not said is told"
+    "What stays in memory (None: nothing does), where in it each of `rows` is, and whether; who has not said is told"
     gpu = device.type == "cuda"
-    if isinstance(images, np.ndarray) and not gpu: return images, rows
+    if isinstance(images, np.ndarray) and not gpu: return images, rows, True
     which, place = np.unique(rows, return_inverse=True)
     need, free = len(which)*math.prod(images.shape[1:]), _free_bytes(device)//(1 if gpu else share[1])
     has = f"{len(which):,} cells take {need/2**30:.2f} GiB of the {free/2**30:.1f} GiB free on {device}"
     if resident and need > free: raise BadInput(f"{has}, so they cannot stay there; leave `resident` out to have them read as they are needed")
     stay = resident or need <= _SHARE*free
     if resident is None and not share[0]: print(f"{has}: they {'stay there' if stay else f'are read as they are needed, {n} batches ahead'}.")
-    return (_load(images, which, device, n), place) if stay else (None, None)
+    return (_load(images, which, device, n), place, True) if stay else (None, None, False)
 
 # %% ../nbs/02_cells.ipynb #608efbbf
 def _put(a, device):  # array or tensor -> tensor on the device
@@ -234,6 +233,18 @@ def _finish(x, mirrored):  # (b, c, *s) uint8 tensor or array, (2, b) which to m
     return x/np.float32(255)
 
 # %% ../nbs/02_cells.ipynb #92611520
+def _sensible(rows, batch_size: int, workers: int, resident: bool | None) -> None:
+    "One sentence where no batch can be made"
+    if not len(rows): raise BadInput("no cell to make batches of; check the split of the store")
+    if batch_size < 1: raise BadInput(f"batch_size = {batch_size}: a batch holds at least one cell")
+    if workers < 0: raise BadInput(f"workers = {workers}: give the number of threads that read ahead, 0 or more")
+    if resident not in (None, True, False): raise BadInput(f"resident is {resident!r}; say true (keep the images), false (stream them) or nothing (keep what fits)")
+
+def _mirrored(seed: list[int], n: int, share: tuple[int, int]) -> np.ndarray:  # (2, cells of this share): along Y, along X
+    "Which cells of a batch of n are mirrored, drawn for the whole batch"
+    return np.random.default_rng(seed).random((2, n))[:, share[0]::share[1]] < .5
+
+# %% ../nbs/02_cells.ipynb #b117f71d
 class Batches:
     "Batches that depend on seed and epoch alone, resident on the device or streamed"
     def __init__(self,
@@ -248,10 +259,7 @@ class Batches:
         flip: bool = False,  # mirror each cell along Y and X with probability 1/2
         shuffle: bool = True,  # a new order each epoch, without the last partial batch
     ):
-        if not len(rows): raise BadInput("no cell to make batches of; check the split of the store")
-        if batch_size < 1: raise BadInput(f"batch_size = {batch_size}: a batch holds at least one cell")
-        if workers < 0: raise BadInput(f"workers = {workers}: give the number of threads that read ahead, 0 or more")
-        if resident not in (None, True, False): raise BadInput(f"resident is {resident!r}; say true (keep the images), false (stream them) or nothing (keep what fits)")
+        _sensible(rows, batch_size, workers, resident)
         self.images, self.rows, self.y, self.batch_size = images, np.asarray(rows), np.asarray(y)[rows], min(batch_size, len(rows))
         self.seed, self.device, self.resident, self.workers, self.flip, self.shuffle = seed, device, resident, workers, flip, shuffle
         self.kept = self.place = None
@@ -264,14 +272,11 @@ class Batches:
         import torch
         device, (rank, world) = torch.device(self.device), share
         if self.kept is None and self.resident is not False:
-            self.kept, self.place = _keep(self.images, self.rows, device, self.resident, share, self.workers)
-            self.resident = self.kept is not None
-        jobs = ((at[rank::world], self._mirrored(e, b, len(at), share)) for b, at in islice(enumerate(self.order(e)), start, None))
+            self.kept, self.place, self.resident = _keep(self.images, self.rows, device, self.resident, share, self.workers)
+        jobs = ((at[rank::world], _mirrored([self.seed, e, b, 1], len(at), share) if self.flip else None) for b, at in islice(enumerate(self.order(e)), start, None))
         for at, mirrored, x in ahead(partial(self._read, device), jobs, 0 if torch.is_tensor(self.kept) else self.workers):
             if device.type == "cuda": x = _finish(_put(x, device), mirrored)
             yield dict(x=_put(x, device), y=_put(self.y[at], device), rows=torch.as_tensor(self.rows[at]))
-    def _mirrored(self, e, b, n, share):
-        return np.random.default_rng([self.seed, e, b, 1]).random((2, n))[:, share[0]::share[1]] < .5 if self.flip else None
     def _read(self, device, job):  # in a thread, unless the images are on a GPU: all that can be done without one
         import torch
         at, mirrored = job
@@ -282,6 +287,13 @@ class Batches:
 
 # %% ../nbs/02_cells.ipynb #1bd6d2ab
 def _sizes(voxel_um): return None if voxel_um is None else tuple(float(v) for v in voxel_um)  # None: the source does not say
+
+def _classed(table, group, test_fraction, split_seed):  # -> the table with y and split, names of the classes
+    table = check_table(table)
+    classes = sorted(table.structure.unique())
+    table["y"] = table.structure.map({name: y for y, name in enumerate(classes)}).astype(np.int64)
+    table["split"] = check_split(table) if "split" in table else split_by_hash(table.structure, table[group or "cell_id"], test_fraction, split_seed)
+    return table, classes
 
 # %% ../nbs/02_cells.ipynb #5aed30ca
 @dataclass(repr=False)
@@ -309,11 +321,8 @@ class Cells:
     def create(cls, path, images, table, voxel_um, channels, provenance, test_fraction=0.1, group=None, split_seed=0) -> "Cells":
         "Split, unless the table has a split, then write to `path` (None: keep in memory); `group` names the column whose cells stay together"
         if path is not None: check_place(path)
-        table = check_table(pd.DataFrame(table))
-        classes = sorted(table.structure.unique())
+        table, classes = _classed(pd.DataFrame(table), group, test_fraction, split_seed)
         if voxel_um is not None and len(voxel_um) not in (2, 3): raise BadInput(f"voxel_um {voxel_um} must name two or three sizes in micrometres, in the order (Z,) Y, X")
-        table["y"] = table.structure.map({name: y for y, name in enumerate(classes)}).astype(np.int64)
-        table["split"] = check_split(table) if "split" in table else split_by_hash(table.structure, table[group or "cell_id"], test_fraction, split_seed)
         about = dict(voxel_um=_sizes(voxel_um), channels=list(channels), classes=classes, provenance=provenance)
         if path is None: return cls(np.stack(list(images)), table, _sizes(voxel_um), tuple(channels), classes, provenance)
         with whole(path) as part:

@@ -102,37 +102,34 @@ def wanted(
     except (AttributeError, RuntimeError, TypeError): return True
 
 # %% ../nbs/08_convolve.ipynb #35ff7368
-class Down(torch.autograd.Function):
-    "x (n, i, *s), w (o, i, *[4]*d) -> y (n, o, *s//2): the convolution of size 4, stride 2, padding 1"
+class _Product(torch.autograd.Function):
+    "One of the three, of two others; it keeps both for its gradients, which are products again"
     generate_vmap_rule = True
     @staticmethod
-    def forward(x, w): return _down(x, w)
+    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs[:2])
+
+class Down(_Product):
+    "x (n, i, *s), w (o, i, *[4]*d) -> y (n, o, *s//2): the convolution of size 4, stride 2, padding 1"
     @staticmethod
-    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs)
+    def forward(x, w): return _down(x, w)
     @staticmethod
     def backward(ctx, y):
         x, w = ctx.saved_tensors
         return Up.apply(y, w, x.shape[2:]) if wanted(ctx, 0) else None, Weights.apply(x, y) if wanted(ctx, 1) else None
 
-class Up(torch.autograd.Function):
+class Up(_Product):
     "y (n, o, *out), w (o, i, *[4]*d), shape -> x (n, i, *shape): the gradient of `Down` in its image, the transposed convolution"
-    generate_vmap_rule = True
     @staticmethod
     def forward(y, w, shape): return _up(y, w, tuple(shape))
-    @staticmethod
-    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs[:2])
     @staticmethod
     def backward(ctx, x):
         y, w = ctx.saved_tensors
         return Down.apply(x, w) if wanted(ctx, 0) else None, Weights.apply(x, y) if wanted(ctx, 1) else None, None
 
-class Weights(torch.autograd.Function):
+class Weights(_Product):
     "x (n, i, *s), y (n, o, *s//2) -> (o, i, *[4]*d): the gradient of `Down` in its weights"
-    generate_vmap_rule = True
     @staticmethod
     def forward(x, y): return _weights(x, y)
-    @staticmethod
-    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs)
     @staticmethod
     def backward(ctx, w):
         x, y = ctx.saved_tensors
