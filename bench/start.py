@@ -1,6 +1,6 @@
 """How long it takes before anything begins: python bench/start.py [--config quick] [--repeats 3]
 
-Fresh processes: imports, the command line's help, and `make book` in a copy of the project whose chapters all stand."""
+Fresh processes, with the start of Python itself: imports, the command line's help, and `make book` in a copy of the project whose chapters all stand."""
 import argparse
 import os
 import resource
@@ -54,14 +54,14 @@ def main():
     for name in ("integrated_cell", *(f"integrated_cell.{m}" for m in MODULES)):
         wall, cpu, said = spent([sys.executable, "-c", f"import sys, {name}; print('torch' in sys.modules)"], a.repeats)
         aim = .3 if name == "integrated_cell" else None
-        rows.append(dict(what=f"import {name}", seconds=round(wall - empty[0], 2), cpu_s=round(cpu - empty[1], 2), aim_s=aim, torch=said == "True"))
+        rows.append(dict(what=f"import {name}", seconds=wall, cpu_s=cpu, aim_s=aim, torch=said == "True"))
     wall, cpu, _ = spent(["integrated-cell", "--help"], a.repeats)
-    rows.append(dict(what="integrated-cell --help", seconds=wall, cpu_s=cpu, aim_s=1., torch=False))
+    rows.append(dict(what="integrated-cell --help", seconds=wall, cpu_s=cpu, aim_s=1.))
     with TemporaryDirectory() as folder:
         page = finished(Path(folder)/"project", a.config)
         wall, cpu, _ = spent(["make", "-o", ".venv/ready", "book", f"CONFIG={a.config}"], a.repeats, Path(folder)/"project")
         assert page.read_text() == "stands", "nothing was to be done"
-    rows.append(dict(what="make book with nothing to do", seconds=wall, cpu_s=cpu, aim_s=20., torch=False))
+    rows.append(dict(what="make book with nothing to do", seconds=wall, cpu_s=cpu, aim_s=20.))
     record("Starting up: how long before anything begins?", rows, config=a.config, empty_python_s=empty[0])
 
 
