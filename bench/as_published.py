@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from integrated_cell.losses import bce, mse, nll
-from integrated_cell.reference import CHANNELS_R, GEN, OBS
+from integrated_cell.training.losses import bce, mse, nll
+from integrated_cell.integration.reference import CHANNELS_R, GEN, OBS
 
 
 def plain(model):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from record import record
 
-from integrated_cell.c2st import at_once, c2st_many
+from integrated_cell.evaluation.c2st import at_once, c2st_many
 
 on_gpu = torch.cuda.is_available()
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

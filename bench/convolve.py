@@ -3,7 +3,7 @@
     python bench/convolve.py [--batch 4] [--widths .25,1] [--repeats 3]
 
 Every level of the encoder at a laptop's size (32, 48, 64; quarter width) and at the paper's (64, 96, 128; full width). Processor
-time in milliseconds, the smallest of the repeats; `chosen` is what integrated_cell.convolve takes.
+time in milliseconds, the smallest of the repeats; `chosen` is what integrated_cell.training.convolve takes.
 """
 import argparse
 import time
@@ -11,8 +11,8 @@ import time
 import torch
 from record import record
 
-from integrated_cell import convolve
-from integrated_cell.networks import CHANNELS, sides
+from integrated_cell.training import convolve
+from integrated_cell.training.networks import CHANNELS, sides
 
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 said.add_argument("--batch", type=int, default=4)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from record import record
 
-from integrated_cell import conditional, reference
-from integrated_cell.cells import Batches
-from integrated_cell.train import fit
+from integrated_cell.integration import conditional, reference
+from integrated_cell.data.cells import Batches
+from integrated_cell.training.train import fit
 
 REBUILT = ["loss_x_r", "loss_x_rs", "loss_z_r", "loss_y"]  # no adversary's
 FORK = multiprocessing.get_context("fork")

@@ -30,9 +30,9 @@ import torch
 from lightning.fabric import Fabric
 from record import record
 
-from integrated_cell import reference
-from integrated_cell.cells import Cells
-from integrated_cell.simulate import simulate_cells
+from integrated_cell.integration import reference
+from integrated_cell.data.cells import Cells
+from integrated_cell.simulation.stem import simulate_cells
 
 SHAPES = {"quick": ("16,24,32", 30), "laptop": ("32,48,64", 4)}  # voxels, cells a batch
 MIB = 2**20

@@ -25,12 +25,13 @@ from scipy.stats import t
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from integrated_cell import conditional, reference, train
-from integrated_cell.cells import Cells
-from integrated_cell.losses import entropy_floor
-from integrated_cell.metrics import image_correlation, in_batches
+from integrated_cell.integration import conditional, reference
+from integrated_cell.training import train
+from integrated_cell.data.cells import Cells
+from integrated_cell.training.losses import entropy_floor
+from integrated_cell.evaluation.metrics import image_correlation, in_batches
 from integrated_cell.results import whole
-from integrated_cell.simulate import simulate_cells
+from integrated_cell.simulation.stem import simulate_cells
 from integrated_cell.workflow import commit, declared, parameters, read_config
 
 AIM = .02

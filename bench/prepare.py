@@ -15,8 +15,8 @@ from record import record
 from scipy import ndimage
 
 from integrated_cell.app import write_ome
-from integrated_cell.prepare import prepare_table
-from integrated_cell.simulate import simulate_cells
+from integrated_cell.data.prepare import prepare_table
+from integrated_cell.simulation.stem import simulate_cells
 
 N_PAPERS_CELLS = 216_062  # of the data set hiPSC v1
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from record import record
 
-from integrated_cell.cells import Cells
-from integrated_cell.families import open_gan
-from integrated_cell.reconstruct import frozen, lbfgs, value_and_grad
-from integrated_cell.towers import Towers
+from integrated_cell.data.cells import Cells
+from integrated_cell.synthesis.families import open_gan
+from integrated_cell.synthesis.reconstruct import frozen, lbfgs, value_and_grad
+from integrated_cell.synthesis.towers import Towers
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--n", type=int, default=16, help="images")

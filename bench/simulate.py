@@ -7,7 +7,7 @@ import time
 
 from record import record
 
-from integrated_cell.simulate import simulate_cells
+from integrated_cell.simulation.stem import simulate_cells
 
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 said.add_argument("--n", type=int, default=200)

@@ -19,7 +19,7 @@ from lightning.fabric import Fabric
 from record import record
 from torch.utils.flop_counter import FlopCounterMode
 
-from integrated_cell import conditional, reference
+from integrated_cell.integration import conditional, reference
 
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 said.add_argument("--sizes", default="64,96,128:1:4 32,48,64:.25:4" + " 64,96,128:1:30"*torch.cuda.is_available())

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from record import Peak, record
 
-from integrated_cell.conditional import Conditional
-from integrated_cell.integrate import STRUCTURE, decode
-from integrated_cell.prior import Normal
-from integrated_cell.variation import sample_variation, structure_samples
+from integrated_cell.integration.conditional import Conditional
+from integrated_cell.integration.integrate import STRUCTURE, decode
+from integrated_cell.integration.prior import Normal
+from integrated_cell.evaluation.variation import sample_variation, structure_samples
 
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 said.add_argument("--shape", default="32,48,64")

@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from integrated_cell.across import held_out_scores, plate_agreement
+from integrated_cell.profiling.across import held_out_scores, plate_agreement
 from integrated_cell.results import BadInput
 
 

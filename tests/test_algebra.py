@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from integrated_cell.algebra import balance, direction, dose_algebra, edit, edit_effect, mechanism_algebra, opposites, plate_transfer, rank_of, read_drawn
-from integrated_cell.cytogan import CytoGan
-from integrated_cell.features import PROPERTIES
+from integrated_cell.profiling.algebra import balance, direction, dose_algebra, edit, edit_effect, mechanism_algebra, opposites, plate_transfer, rank_of, read_drawn
+from integrated_cell.profiling.cytogan import CytoGan
+from integrated_cell.profiling.features import PROPERTIES
 from integrated_cell.results import BadInput
 
 rng = np.random.default_rng(0)

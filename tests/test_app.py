@@ -9,9 +9,9 @@ from bioio import BioImage
 from conftest import PROJECT, one_sentence, run
 
 from integrated_cell.app import main, write_ome
-from integrated_cell.conditional import Conditional
-from integrated_cell.integrate import integrate
-from integrated_cell.train import load, save
+from integrated_cell.integration.conditional import Conditional
+from integrated_cell.integration.integrate import integrate
+from integrated_cell.training.train import load, save
 
 SHAPE, VOXEL = (12, 20, 24), (.4, .4, .4)
 

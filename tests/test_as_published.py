@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from integrated_cell import conditional, reference
+from integrated_cell.integration import conditional, reference
 
 SHAPE, N, GAMMAS = (4, 6, 8), 5, dict(gamma_enc=.3, gamma_dec=.2)  # weights that let every term count
 spec = importlib.util.spec_from_file_location("as_published", Path(__file__).parent.parent/"bench"/"as_published.py")

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from integrated_cell import c2st as room
-from integrated_cell.c2st import Splits, c2st, c2st_many, median_mad, scaled, score_critic, train_critics
-from integrated_cell.gan import grad_penalty
+from integrated_cell.evaluation import c2st as room
+from integrated_cell.evaluation.c2st import Splits, c2st, c2st_many, median_mad, scaled, score_critic, train_critics
+from integrated_cell.synthesis.gan import grad_penalty
 from integrated_cell.results import BadInput
-from integrated_cell.towers import Critic
+from integrated_cell.synthesis.towers import Critic
 
 SMALL = dict(n_splits=2, n_steps=3, n_filters=2, batch_size=4, device="cpu")
 

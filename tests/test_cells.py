@@ -13,11 +13,11 @@ import pytest
 import torch
 import zarr
 
-from integrated_cell import cells as cells_module
-from integrated_cell.cells import Batches, Cells, ahead, check_place, read_images, split_by_hash
-from integrated_cell.reference import Reference, optimisers, step
+from integrated_cell.data import cells as cells_module
+from integrated_cell.data.cells import Batches, Cells, ahead, check_place, read_images, split_by_hash
+from integrated_cell.integration.reference import Reference, optimisers, step
 from integrated_cell.results import BadInput, whole
-from integrated_cell.train import fit
+from integrated_cell.training.train import fit
 
 CHANNELS = ("membrane", "structure", "dna")
 
@@ -81,7 +81,7 @@ def test_groups_stay_together():
 
 
 def test_split_is_the_same_in_another_process():
-    code = "from integrated_cell.cells import split_by_hash; print(''.join(s[1] for s in split_by_hash(['a']*50, range(50))))"
+    code = "from integrated_cell.data.cells import split_by_hash; print(''.join(s[1] for s in split_by_hash(['a']*50, range(50))))"
     here = "".join(s[1] for s in split_by_hash(["a"]*50, range(50)))
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == here
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from integrated_cell import convolve
-from integrated_cell.convolve import CONV, CONV_T, Down, Up, Weights
+from integrated_cell.training import convolve
+from integrated_cell.training.convolve import CONV, CONV_T, Down, Up, Weights
 
 WAYS = {"as PyTorch": (lambda *_: False, lambda *_: False), "one matrix product": (lambda *_: True, lambda *_: False), "halves": (lambda *_: False, lambda *_: True)}
 

@@ -5,9 +5,9 @@ import torch
 from scipy.ndimage import gaussian_filter, rotate
 from scipy.stats import spearmanr
 
-from integrated_cell.cycle import along_cycle, anchors, axial_profile, curve_distance, phase_of, positions, read_red, slerp, straighten
+from integrated_cell.synthesis.cycle import along_cycle, anchors, axial_profile, curve_distance, phase_of, positions, read_red, slerp, straighten
 from integrated_cell.results import BadInput
-from integrated_cell.yeast import cell_channels, draw_rod, simulate_yeast
+from integrated_cell.simulation.yeast import cell_channels, draw_rod, simulate_yeast
 
 
 @pytest.fixture(scope="module")

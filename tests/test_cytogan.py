@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
-from integrated_cell import cytogan
-from integrated_cell.cells import Cells
+from integrated_cell.profiling import cytogan
+from integrated_cell.data.cells import Cells
 from integrated_cell.results import BadInput
-from integrated_cell.train import fit
+from integrated_cell.training.train import fit
 
 
 def squares(n=24, shape=(16, 16)):

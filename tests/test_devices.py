@@ -15,9 +15,9 @@ import torch
 from conftest import ENV, run, set_config, write_chapter
 from safetensors.torch import load_file
 
-from integrated_cell import conditional, reference
+from integrated_cell.integration import conditional, reference
 from integrated_cell.results import BadInput
-from integrated_cell.train import _read_tensors, end_others, fit
+from integrated_cell.training.train import _read_tensors, end_others, fit
 from integrated_cell.workflow import run_chapter
 
 STEPS, HERE = 12, Path(__file__).resolve()
@@ -126,7 +126,7 @@ import sys
 sys.path.insert(0, "TESTS")
 import torch
 from test_devices import Cells, train
-from integrated_cell.train import end_others
+from integrated_cell.training.train import end_others
 model, history = train("reference", f"{results}/reference", devices, 1, Cells("float32"))
 end_others()
 """.replace("TESTS", str(HERE.parent))

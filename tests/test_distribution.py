@@ -10,8 +10,8 @@ from scipy import stats
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from integrated_cell import metrics
-from integrated_cell.classify import soften
+from integrated_cell.evaluation import metrics
+from integrated_cell.evaluation.classify import soften
 from integrated_cell.results import BadInput
 
 PRINTED = {"alpha-actinin": (446, 44.29), "myosin IIB": (138, 143.138), "TOM20": (4128, 4.786), "lamin B1": (4028, 4.904)}  # Tables S9 and S10, train

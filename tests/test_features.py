@@ -8,9 +8,9 @@ from scipy import ndimage
 from skimage.draw import disk
 from skimage.measure import label, regionprops
 
-from integrated_cell.features import PROPERTIES, find_cell, measure
+from integrated_cell.profiling.features import PROPERTIES, find_cell, measure
 from integrated_cell.results import BadInput
-from integrated_cell.screen import simulate_screen
+from integrated_cell.simulation.screen import simulate_screen
 
 MIRROR = os.environ.get("INTEGRATED_CELL_MIRROR")
 real = pytest.mark.skipif(not MIRROR or not (Path(MIRROR or ".")/"bbbc021_cells").is_dir(), reason="INTEGRATED_CELL_MIRROR has no bbbc021_cells")

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 import torch
 
-from integrated_cell import families, gan
-from integrated_cell.cells import Cells
+from integrated_cell.synthesis import families, gan
+from integrated_cell.data.cells import Cells
 from integrated_cell.results import BadInput
-from integrated_cell.towers import Critics
-from integrated_cell.train import fit
+from integrated_cell.synthesis.towers import Critics
+from integrated_cell.training.train import fit
 
 SMALL = dict(n_filters=2, n_filters_critic=4, n_latent=3)
 

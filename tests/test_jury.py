@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from integrated_cell import jury as room
-from integrated_cell.jury import ANSWERS, Jury, ask, read_answers, report, silicon, verdict
+from integrated_cell.evaluation import jury as room
+from integrated_cell.evaluation.jury import ANSWERS, Jury, ask, read_answers, report, silicon, verdict
 from integrated_cell.results import BadInput
 
 

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import yaml
 
-from integrated_cell.manifest import cache_folder, fetch, read_source, sources
+from integrated_cell.data.manifest import cache_folder, fetch, read_source, sources
 from integrated_cell.results import BadInput
 
 A, B = b"membrane"*40_000, b"dna"*9_000
@@ -149,7 +149,7 @@ def test_derived_files_are_preferred(place, server):
 
 def test_a_full_disk_is_told(place, monkeypatch):
     def full(*args, **kwargs): raise OSError(28, "No space left on device")
-    monkeypatch.setattr("integrated_cell.manifest.Resume.take", full)
+    monkeypatch.setattr("integrated_cell.data.manifest.Resume.take", full)
     with pytest.raises(BadInput, match="disk is full"): fetch("toy", manifest=place/"manifest")
 
 

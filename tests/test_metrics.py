@@ -8,10 +8,10 @@ import torch
 from scipy import stats
 from sklearn.metrics import accuracy_score, recall_score
 
-from integrated_cell import classify, metrics
-from integrated_cell.cells import Cells
+from integrated_cell.evaluation import classify, metrics
+from integrated_cell.data.cells import Cells
 from integrated_cell.results import BadInput
-from integrated_cell.train import load
+from integrated_cell.training.train import load
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def test_features_tell_real_proteins_apart():
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.model_selection import cross_val_score
 
-    from integrated_cell.manifest import fetch
-    from integrated_cell.prepare import hela_cells
+    from integrated_cell.data.manifest import fetch
+    from integrated_cell.data.prepare import hela_cells
     cells = hela_cells(fetch("hela3d"), n=40)
     features = classify.image_features(cells, cells.voxel_um)
     assert cross_val_score(RandomForestClassifier(200, random_state=0), features, cells.table.y, cv=4).mean() > .75

@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from integrated_cell.conditional import Conditional
-from integrated_cell.networks import Dec, DecD, Enc
-from integrated_cell.reference import Reference
+from integrated_cell.integration.conditional import Conditional
+from integrated_cell.training.networks import Dec, DecD, Enc
+from integrated_cell.integration.reference import Reference
 from integrated_cell.results import BadInput
 
 SHAPES = [(64, 96, 128), (32, 48, 64), (16, 64, 96), (17, 50, 33), (48, 80), (96, 96)]

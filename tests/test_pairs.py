@@ -11,9 +11,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from integrated_cell.cells import Cells
-from integrated_cell.manifest import fetch, read_source
-from integrated_cell.pairs import Archive, lin_cells, paired_cells, paired_images, plain_features, stretch
+from integrated_cell.data.cells import Cells
+from integrated_cell.data.manifest import fetch, read_source
+from integrated_cell.data.pairs import Archive, lin_cells, paired_cells, paired_images, plain_features, stretch
 from integrated_cell.results import BadInput
 
 PAIR = ("Tea1", "Arp3")

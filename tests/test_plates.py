@@ -13,12 +13,12 @@ import tifffile
 from scipy import ndimage
 
 from integrated_cell.app import main
-from integrated_cell.cells import Cells
-from integrated_cell.manifest import fetch, read_source
-from integrated_cell.plates import (_NAMES, _crop_images, _true_range, crop_cells, crops, field_cells, illumination, luminance, plate_cells,
+from integrated_cell.data.cells import Cells
+from integrated_cell.data.manifest import fetch, read_source
+from integrated_cell.data.plates import (_NAMES, _crop_images, _true_range, crop_cells, crops, field_cells, illumination, luminance, plate_cells,
                                     read_plate_tables, segment_field)
 from integrated_cell.results import BadInput
-from integrated_cell.screen import draw_plates, simulate_field
+from integrated_cell.simulation.screen import draw_plates, simulate_field
 
 CHANNELS = ("dna", "tubulin", "actin")
 MIRROR = os.environ.get("INTEGRATED_CELL_MIRROR")
@@ -269,7 +269,7 @@ def test_a_damaged_image_is_left_out_on_request_and_found_before_any_work(small,
     bad = sorted((folder/"Week1_22141").glob("*_B02_*.tif"))[-1]; bad.write_bytes(bad.read_bytes()[:999])
     call = ["plates", str(folder), "--out", str(tmp_path/"cells")]
     with monkeypatch.context() as m:
-        m.setattr("integrated_cell.plates._look", None)
+        m.setattr("integrated_cell.data.plates._look", None)
         assert main(call) == 2 and f"{bad} cannot be read as TIFF" in (said := capsys.readouterr().err) and "fetch" not in said and said.count("\n") == 1
     assert main([*call, "--allow-missing"]) == 0 and "1 of 8 sites holds a damaged image (1 file: Week1_22141/" in (said := capsys.readouterr().err) and "store.json (provenance.missing)" in said
     cells = Cells.open(tmp_path/"cells")

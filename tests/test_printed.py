@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from integrated_cell.classify import recall_table, scores
-from integrated_cell.manifest import sources
-from integrated_cell.metrics import inception_score
-from integrated_cell.simulate import TABLE_S9
+from integrated_cell.evaluation.classify import recall_table, scores
+from integrated_cell.data.manifest import sources
+from integrated_cell.evaluation.metrics import inception_score
+from integrated_cell.simulation.stem import TABLE_S9
 
 FOLDER = Path(__file__).resolve().parent.parent/"data_manifest"
 CLASSES = sorted(TABLE_S9)

@@ -5,12 +5,12 @@ import torch
 from scipy import stats
 from sklearn.covariance import ledoit_wolf
 
-from integrated_cell.integrate import decode
-from integrated_cell.conditional import Conditional
-from integrated_cell.prior import Couplings, Flow, Normal, fit_flow, open_prior
-from integrated_cell.reference import Reference
+from integrated_cell.integration.integrate import decode
+from integrated_cell.integration.conditional import Conditional
+from integrated_cell.integration.prior import Couplings, Flow, Normal, fit_flow, open_prior
+from integrated_cell.integration.reference import Reference
 from integrated_cell.results import BadInput
-from integrated_cell.train import save
+from integrated_cell.training.train import save
 
 
 def shaken(net, sd=.3):

@@ -10,8 +10,8 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
-from integrated_cell.manifest import fetch
-from integrated_cell.profiling import choose_eps, nsc_accuracy, nsc_interval, predict_moa, profiles, read_profiles, scale_plates, tvn, whiten, write_profiles
+from integrated_cell.data.manifest import fetch
+from integrated_cell.profiling.profiles import choose_eps, nsc_accuracy, nsc_interval, predict_moa, profiles, read_profiles, scale_plates, tvn, whiten, write_profiles
 from integrated_cell.results import BadInput
 
 MIRROR = os.environ.get("INTEGRATED_CELL_MIRROR")

@@ -5,9 +5,9 @@ import torch
 from scipy import optimize
 from torch import nn
 
-from integrated_cell.reconstruct import direction, frozen, lbfgs, nearest, noise_nll, reconstruct
+from integrated_cell.synthesis.reconstruct import direction, frozen, lbfgs, nearest, noise_nll, reconstruct
 from integrated_cell.results import BadInput
-from integrated_cell.towers import Towers
+from integrated_cell.synthesis.towers import Towers
 
 EXACT = dict(n_steps=1000, tol=0, tol_grad=1e-9)
 

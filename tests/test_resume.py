@@ -28,8 +28,8 @@ class Noise:
 def train(phase, out, save_every_s):
     "One attempt, in a process of its own"
     torch.set_num_threads(1)
-    from integrated_cell import conditional, reference
-    from integrated_cell.train import fit
+    from integrated_cell.integration import conditional, reference
+    from integrated_cell.training.train import fit
     torch.manual_seed(0)
     model, step = reference.Reference(SHAPE, n_latent=4, width=1/16, noise=.1), reference.step
     if phase == "conditional":
@@ -55,7 +55,7 @@ def n_steps(path):
 @pytest.fixture(scope="module")
 def start():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["integrated_cell.train", "integrated_cell.conditional", "tensorboard"])
+    context.set_forkserver_preload(["integrated_cell.training.train", "integrated_cell.integration.conditional", "tensorboard"])
 
     def start(*args):
         process = context.Process(target=train, args=args)

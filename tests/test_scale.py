@@ -1,15 +1,15 @@
-"What no lesson cell of 27_scale shows: bad input, the two judges on a decoder, and whether the intervals hold what they promise"
+"What no lesson cell of 72_evaluation.scale shows: bad input, the two judges on a decoder, and whether the intervals hold what they promise"
 import numpy as np
 import pytest
 import torch
 
-from integrated_cell.c2st import c2st
-from integrated_cell.conditional import Conditional
-from integrated_cell.families import draw
-from integrated_cell.prior import Flow, Normal
-from integrated_cell.reconstruct import reconstruct
+from integrated_cell.evaluation.c2st import c2st
+from integrated_cell.integration.conditional import Conditional
+from integrated_cell.synthesis.families import draw
+from integrated_cell.integration.prior import Flow, Normal
+from integrated_cell.synthesis.reconstruct import reconstruct
 from integrated_cell.results import BadInput
-from integrated_cell.scale import Decoded, ratio_interval
+from integrated_cell.evaluation.scale import Decoded, ratio_interval
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from integrated_cell.cells import Cells
-from integrated_cell.plates import _NAMES
+from integrated_cell.data.cells import Cells
+from integrated_cell.data.plates import _NAMES
 from integrated_cell.results import BadInput
-from integrated_cell.screen import MECHANISMS, TRAITS, draw_plates, draw_screen, screen_truth, simulate_field, simulate_screen
+from integrated_cell.simulation.screen import MECHANISMS, TRAITS, draw_plates, draw_screen, screen_truth, simulate_field, simulate_screen
 
 
 def test_a_cell_depends_on_the_seed_and_its_number_alone(tmp_path):

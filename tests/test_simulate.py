@@ -2,11 +2,11 @@
 import numpy as np
 import pytest
 
-from integrated_cell.cells import Cells
+from integrated_cell.data.cells import Cells
 from integrated_cell.results import BadInput
-from integrated_cell.shapes import STAGES, draw_geometry, fields, voxel_grid
-from integrated_cell.simulate import draw_table, image_cell, resample_structure, simulate_cells
-from integrated_cell.structures import STRUCTURES, structure_density
+from integrated_cell.simulation.shapes import STAGES, draw_geometry, fields, voxel_grid
+from integrated_cell.simulation.stem import draw_table, image_cell, resample_structure, simulate_cells
+from integrated_cell.simulation.structures import STRUCTURES, structure_density
 
 SHAPE = (16, 24, 32)
 

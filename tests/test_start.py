@@ -44,8 +44,8 @@ print(json.dumps([sorted({HEAVY | {"pandas", "scipy", "zarr", "matplotlib", "ski
 
 def test_cells_are_simulated_stored_and_opened_without_torch(tmp_path):
     n, loaded = said_by(f"""
-from integrated_cell.cells import Cells
-from integrated_cell.simulate import simulate_cells
+from integrated_cell.data.cells import Cells
+from integrated_cell.simulation.stem import simulate_cells
 simulate_cells(4, (8, 12, 16), path={str(tmp_path/"cells")!r}, test_fraction=0)
 cells = Cells.open({str(tmp_path/"cells")!r})
 print(json.dumps([len(cells.images[:]), sorted({HEAVY} & set(sys.modules))]))""")

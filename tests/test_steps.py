@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 
-from integrated_cell import conditional, reference
+from integrated_cell.integration import conditional, reference
 
 LR, GAMMA_ENC, GAMMA_DEC, SHAPE = .1, .3, .2, (4, 6, 8)
 

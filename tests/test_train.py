@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from integrated_cell.results import BadInput
-from integrated_cell.train import fit, load, save
+from integrated_cell.training.train import fit, load, save
 
 bce = nn.functional.binary_cross_entropy_with_logits
 

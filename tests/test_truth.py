@@ -4,9 +4,9 @@ import pytest
 import torch
 from scipy import stats
 
-from integrated_cell import truth
+from integrated_cell.evaluation import truth
 from integrated_cell.results import BadInput
-from integrated_cell.simulate import resample_structure, simulate_cells
+from integrated_cell.simulation.stem import resample_structure, simulate_cells
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy import stats
 
-from integrated_cell import variation
-from integrated_cell.metrics import image_correlation
+from integrated_cell.evaluation import variation
+from integrated_cell.evaluation.metrics import image_correlation
 from integrated_cell.results import BadInput
-from integrated_cell.variation import variations
+from integrated_cell.evaluation.variation import variations
 
 
 def one_sentence(e): return "\n" not in str(e.value) and len(str(e.value)) > 20

@@ -3,9 +3,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from integrated_cell.cells import Cells
+from integrated_cell.data.cells import Cells
 from integrated_cell.results import BadInput
-from integrated_cell.yeast import PROTEINS, SIX, cell_channels, draw_rod, expected, resample_green, simulate_yeast
+from integrated_cell.simulation.yeast import PROTEINS, SIX, cell_channels, draw_rod, expected, resample_green, simulate_yeast
 
 
 def at(t, name, n=20):
