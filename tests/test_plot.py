@@ -9,7 +9,7 @@ import pytest
 from nbclient import NotebookClient
 from plotly.offline import get_plotlyjs
 
-from integrated_cell import plot
+from integrated_cell import charts, plot
 from integrated_cell.results import BadInput
 
 rng = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def test_cells_of_two_shapes_or_unknown_channels_are_refused():
         with pytest.raises(BadInput): plot.show_cells(wrong)
     with pytest.raises(BadInput): plot.overlay(cell((4, 5), 4))
     with pytest.raises(BadInput): plot.overlay(cell((4, 5)), ["membrane", "golgi", "dna"])
-    with pytest.raises(BadInput): plot.curves(pd.DataFrame({"epoch": [0], "loss_y": [1.]}), ["loss_x"])
+    with pytest.raises(BadInput): charts.curves(pd.DataFrame({"epoch": [0], "loss_y": [1.]}), ["loss_x"])
 
 
 def test_a_grid_of_many_cells_stays_small():
@@ -73,10 +73,10 @@ def test_a_grid_of_many_cells_stays_small():
 
 
 def test_figures_of_odd_tables():
-    picture(plot.curves(pd.DataFrame({"epoch": [0], "loss_y": [0.]})))
-    picture(plot.confusion(np.zeros((2, 2), int), ["a", "b"]))
-    picture(plot.latent(rng.normal(size=(20, 2)), rng.integers(0, 11, 20), [f"class {i}" for i in range(11)]))
-    picture(plot.intervals(pd.DataFrame({"method": ["a"], "value": [.5], "low": [np.nan], "high": [np.nan]}), "share"))
+    picture(charts.curves(pd.DataFrame({"epoch": [0], "loss_y": [0.]})))
+    picture(charts.confusion(np.zeros((2, 2), int), ["a", "b"]))
+    picture(charts.latent(rng.normal(size=(20, 2)), rng.integers(0, 11, 20), [f"class {i}" for i in range(11)]))
+    picture(charts.intervals(pd.DataFrame({"method": ["a"], "value": [.5], "low": [np.nan], "high": [np.nan]}), "share"))
     assert not plt.get_fignums()
 
 
