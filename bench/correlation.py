@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from record import Peak, record
 
-from integrated_cell.evaluation.variation import streamed_correlation
+from integrated_cell.evaluation.correlation import streamed_correlation
 
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 said.add_argument("--n", default="200,1000", help="images, several sizes")

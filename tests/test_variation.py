@@ -1,4 +1,4 @@
-"What no single lesson cell of `variation` shows: memory, the temporary file, larger cases, bad input"
+"What no single lesson cell of `correlation`, `variation` and `shifts` shows: memory, the temporary file, larger cases, bad input"
 import os
 import re
 import signal
@@ -6,11 +6,12 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
 
-from integrated_cell.evaluation import variation
+from integrated_cell.evaluation import correlation, shifts, variation
 from integrated_cell.evaluation.metrics import image_correlation
 from integrated_cell.results import BadInput
 from integrated_cell.evaluation.variation import variations
@@ -47,7 +48,7 @@ def test_same_correlation_as_metrics_for_all_pairs():
     x[4], x[9] = .3, 0
     pairs = torch.stack([image_correlation(x[:, None], a[None, None])[:, 0] for a in x]).numpy()
     np.fill_diagonal(pairs, 1)
-    assert np.allclose(variation.streamed_correlation(x, memory=12*8*2*7), pairs, atol=1e-4)
+    assert np.allclose(correlation.streamed_correlation(x, memory=12*8*2*7), pairs, atol=1e-4)
 
 
 def resident(): return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])*1024  # bytes, without mapped files
@@ -60,10 +61,10 @@ def test_memory_does_not_grow_with_images_times_voxels(tmp_path):
     base, seen, stop = torch.randn(4, voxels), [], threading.Event()
     stream = (torch.randn(batch, 4) @ base for _ in range(n//batch))
     watch = threading.Thread(target=lambda: [seen.append(resident()) for _ in iter(lambda: stop.wait(.002), True)])
-    variation.streamed_correlation((torch.randn(batch, 4) @ base for _ in range(2)), 2**21, tmp_path)  # what libraries take for themselves
+    correlation.streamed_correlation((torch.randn(batch, 4) @ base for _ in range(2)), 2**21, tmp_path)  # what libraries take for themselves
     before = resident()
     watch.start()
-    corr = variation.streamed_correlation(stream, memory, tmp_path)
+    corr = correlation.streamed_correlation(stream, memory, tmp_path)
     stop.set(); watch.join()
     assert len(seen) > 20 and max(seen) - before < memory + 4*8*n*n + 4*4*batch*voxels < 4*n*voxels/3
     assert np.linalg.matrix_rank(corr, tol=1e-3) == 4 and not list(tmp_path.iterdir())
@@ -72,30 +73,30 @@ def test_memory_does_not_grow_with_images_times_voxels(tmp_path):
 def test_a_memory_map_gives_what_an_array_gives(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (50, 6, 7, 8), dtype=np.uint8)
     np.save(tmp_path/"x.npy", x)
-    assert np.allclose(variation.streamed_correlation(np.load(tmp_path/"x.npy", mmap_mode="r")), np.corrcoef(x.reshape(50, -1)), atol=1e-12)
+    assert np.allclose(correlation.streamed_correlation(np.load(tmp_path/"x.npy", mmap_mode="r")), np.corrcoef(x.reshape(50, -1)), atol=1e-12)
 
 
 def test_channel_of_cells_is_read_in_place_or_streamed():
     x = np.random.default_rng(0).random((20, 3, 4, 5, 6), dtype=np.float32)
     expected = np.corrcoef(x[:, 1].reshape(20, -1))
     for images in (x[:, 1], torch.from_numpy(x)[:, 1], x[::-1].copy()[::-1][:, 1].copy(), torch.from_numpy(x)[:, 1].double()):
-        assert np.allclose(variation.streamed_correlation(images), expected, atol=1e-6)
+        assert np.allclose(correlation.streamed_correlation(images), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float16, np.float64])
 def test_any_number_type(dtype):
     x = (np.random.default_rng(0).random((12, 50))*200).astype(dtype)
-    assert np.allclose(variation.streamed_correlation(x), np.corrcoef(x.astype(float)), atol=1e-12)
-    assert np.allclose(variation.streamed_correlation(iter(np.split(x, 3))), np.corrcoef(x.astype(float)), atol=1e-6)
+    assert np.allclose(correlation.streamed_correlation(x), np.corrcoef(x.astype(float)), atol=1e-12)
+    assert np.allclose(correlation.streamed_correlation(iter(np.split(x, 3))), np.corrcoef(x.astype(float)), atol=1e-6)
 
 
 def test_images_whose_first_slice_says_nothing_of_the_rest():
     "The shift by the mean of the first slice must not cost digits"
     x = np.random.default_rng(0).normal(size=(30, 4000))*1e-3 + 1e3
     x[:, :16] = 0  # one slice of background
-    assert np.allclose(variation.streamed_correlation(x, memory=30*8*2*16), np.corrcoef(x), atol=1e-10)
+    assert np.allclose(correlation.streamed_correlation(x, memory=30*8*2*16), np.corrcoef(x), atol=1e-10)
     y = x[:, 16:]
-    assert np.allclose(variation.streamed_correlation(y, memory=30*8*2*16), np.corrcoef(y), atol=1e-10)
+    assert np.allclose(correlation.streamed_correlation(y, memory=30*8*2*16), np.corrcoef(y), atol=1e-10)
 
 
 def test_variation_counts_on_noise_alone():
@@ -145,7 +146,8 @@ def test_another_model_noise_or_ridge_does_not_mix(tmp_path):
     net, u_s = torch.nn.Linear(2, 2), torch.randn(5, 3)
     how = HOW | dict(path=tmp_path/"normal.npy", of=[net, u_s])
     variations(Draws(), **how)
-    others = [dict(of=[torch.nn.Linear(2, 2), u_s]), dict(of=[net, u_s + 1e-6]), dict(of=[net, u_s[:4]]), dict(ridges=[0., .02]), dict(parts=[slice(6), slice(None)]), dict(n_cells=2)]
+    others = [dict(of=[torch.nn.Linear(2, 2), u_s]), dict(of=[net, u_s + 1e-6]), dict(of=[net, u_s[:4]]),
+              dict(ridges=[0., .02]), dict(parts=[slice(6), slice(None)]), dict(n_cells=2)]
     for other in others:
         d = Draws()
         variations(d, **how | other)
@@ -158,19 +160,42 @@ def test_another_model_noise_or_ridge_does_not_mix(tmp_path):
 def test_delta_and_rank_correlation_agree_with_scipy():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 6, 40).astype(float), rng.integers(2, 8, 33).astype(float)  # with ties
-    d = variation.cliffs_delta(a, b)
-    assert np.isclose(d["delta"], 2*stats.mannwhitneyu(a, b).statistic/(40*33) - 1) and d["low"] < d["delta"] < d["high"] and d["p"] < .05
-    assert variation.cliffs_delta([1, 2], [3, 4])["delta"] == -1
-    rho = variation.rank_correlation(a[:33], b)
+    d = shifts.cliffs_delta(a, b)
+    assert np.isclose(d.value, 2*stats.mannwhitneyu(a, b).statistic/(40*33) - 1) and d.low < d.value < d.high < 0
+    assert shifts.cliffs_delta([1, 2], [3, 4]).value == -1
+    rho = correlation.rank_correlation(a[:33], b)
     assert np.isclose(rho[0], stats.spearmanr(a[:33], b).statistic) and rho[1] < rho[0] < rho[2]
 
 
 def test_bad_input_is_told_in_one_sentence(monkeypatch):
-    for call in (lambda: variation.neg_log_det(np.ones((2, 3))), lambda: variation.neg_log_det(np.eye(3), 1.5), lambda: variation.streamed_correlation(iter([])),
-                 lambda: variation.streamed_correlation(np.zeros(4)), lambda: variation.streamed_correlation(np.full((3, 4), np.nan)), lambda: variation.cliffs_delta([], [1.]),
-                 lambda: variations(Draws(), 1, 1, path="x.npy"), lambda: variation.mitotic_shifts(np.zeros((3, 2)), np.ones(3, bool), ["TOM20"])):
+    streamed, mitotic = correlation.streamed_correlation, np.ones(3, bool)
+    for call in (lambda: variation.neg_log_det(np.ones((2, 3))), lambda: variation.neg_log_det(np.eye(3), 1.5),
+                 lambda: streamed(iter([])), lambda: streamed(np.zeros(4)), lambda: streamed(np.full((3, 4), np.nan)),
+                 lambda: correlation.rank_agreement(np.ones((3, 2)), np.ones((4, 2)), "ab"),
+                 lambda: shifts.cliffs_delta([], [1.]), lambda: shifts.Varied(["TOM20"], mitotic, 2, .01),
+                 lambda: shifts.mitotic_shifts(np.zeros((3, 2)), mitotic, ["TOM20"]),
+                 lambda: variations(Draws(), 1, 1, path="x.npy")):
         with pytest.raises(BadInput) as e: call()
         assert one_sentence(e)
 
-    monkeypatch.setattr(variation, "TemporaryFile", lambda dir: open("/dev/full", "wb+"))
-    with pytest.raises(BadInput, match="disk"): variation.streamed_correlation(iter([np.ones((2, 9000), np.float32)]*2), memory=1)
+    monkeypatch.setattr(correlation, "TemporaryFile", lambda dir: open("/dev/full", "wb+"))
+    with pytest.raises(BadInput, match="disk"): correlation.streamed_correlation(iter([np.ones((2, 9000), np.float32)]*2), memory=1)
+
+
+def test_a_model_that_only_knows_the_phase_agrees_over_all_cells_and_not_within_one():
+    "The trap that the chapter warns of: two groups of cells make a correlation that is none within either"
+    rng, phase = np.random.default_rng(0), np.repeat(["interphase", "mitosis"], 20)
+    v = shifts.Varied(["TOM20", "ZO1"], phase, 4, .01)
+    for s in ("truth", "flow"):
+        number = rng.normal(size=(40, 2)) + 5*(phase == "mitosis")[:, None]
+        v.values[s] = np.broadcast_to(number[:, :, None, None], (40, 2, len(v.parts), len(v.ridges)))
+    found = shifts.agreement(v, 400).query("structure == 'median of structures'").set_index("cells")
+    assert found.low["all cells"] > .5 and found.low["mitosis"] < 0 < found.high["mitosis"]
+
+
+def test_a_shift_against_the_truth_is_counted_only_where_both_are_sure():
+    rows = [("truth", "Sec61 beta", -.5, -.9, -.1), ("flow", "Sec61 beta", .7, .3, .9), ("truth", "lamin B1", 1, .8, 1),
+            ("flow", "lamin B1", -.1, -.4, .2)]
+    t = pd.DataFrame(rows, columns=["source", "structure", "value", "low", "high"])
+    count = shifts.signs(t.assign(q=.01, paper=t.structure.map(shifts.MITOTIC_SHIFTS))).loc["flow"]
+    assert (count.against_truth, count.opposite, count.as_truth, count.as_paper, count.n_all) == (1, "Sec61 beta", 0, 0, 2)
