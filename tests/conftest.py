@@ -22,13 +22,14 @@ from integrated_cell.results import BadInput, write_json
 """.strip()
 
 
-def write_chapter(root, name, body, parameters="factor = 2  # of the toy"):
+def write_chapter(root, name, body, parameters="factor = 2  # of the toy", text=""):
     "A toy experiment notebook with the marks that a real one has"
-    code, text = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+    code, prose = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
     first = code(f'results = "results/toy"  # folder of the run\nseed = 0\n{parameters}')
     first.metadata["tags"] = ["parameters"]
     nb = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_raw_cell("---\nskip_exec: true\n---"), text(f"# {name.capitalize()} of the toy\n\nA formula, $z_r = \\frac{{1}}{{2}} x^2$, and the factor {{{{ {name}_factor }}}}."),
+        nbformat.v4.new_raw_cell("---\nskip_exec: true\n---"),
+        prose(f"# {name.capitalize()} of the toy\n\nA formula, $z_r = \\frac{{1}}{{2}} x^2$, and the factor {{{{ {name}_factor }}}}. {text}"),
         first, code(CHAPTER), code(body), code(f'write_json(Path(results)/"{name}"/"metrics.json", {{"factor": factor, "seed": seed}})')],
         metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
     path = root/"nbs/experiments"/f"{name}.ipynb"

@@ -16,6 +16,11 @@ def planned(root):
     return [r for r in re.findall(r"^(?:local)?rule (\w+):", out + err, re.M)]
 
 
+def everything(root):
+    "Each file of a run and when it was written"
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in (root/"results").rglob("*")}
+
+
 def execute(root):
     run(root, "snakemake", "--quiet", "all", "--cores", 2, "--config", "run=toy", "--", LAST)
 
@@ -33,9 +38,17 @@ def test_only_what_changed_and_what_follows_runs_again(study):
     assert planned(study) == [] and json.loads((study/"results/toy/conditional/metrics.json").read_text())["factor"] == 3
     # a chapter run by hand with another value, then as the config says
     run(study, "integrated-cell", "chapter", "conditional", "--config", "config/toy.yaml", "-p", "factor=9")
+    before = everything(study)
     assert planned(study) == ["conditional", "classification"]
+    assert everything(study) == before  # a dry run changes nothing
     execute(study)
     assert planned(study) == [] and json.loads((study/"results/toy/conditional/metrics.json").read_text())["factor"] == 3
+    # by hand as another config says, which is then taken back: what Snakemake saw last does not matter
+    set_config(study, chapters=ALL, conditional={"factor": 4})
+    run(study, "integrated-cell", "chapter", "conditional", "--config", "config/toy.yaml")
+    set_config(study, chapters=ALL, conditional={"factor": 3})
+    assert planned(study) == ["conditional", "classification"]
+    execute(study)
     # a notebook touched, then changed
     (study/"nbs/experiments/reference.ipynb").touch()
     assert planned(study) == []
@@ -44,6 +57,39 @@ def test_only_what_changed_and_what_follows_runs_again(study):
     # what every chapter is given
     set_config(study, chapters=ALL, all={"seed": 7}, conditional={"factor": 3})
     assert set(planned(study)) == set(ALL)
+
+
+def test_a_finished_chapter_runs_again_when_asked(study):
+    execute(study)
+    out, err = run(study, "integrated-cell", "again", "conditional", "--config", "config/toy.yaml")
+    assert out.strip() == "to be run again: conditional, classification"
+    assert planned(study) == ["conditional", "classification"]
+    execute(study)
+    assert planned(study) == []
+    out, err = run(study, "integrated-cell", "again", "gallery", "--config", "config/toy.yaml", rc=2)
+    assert one_sentence(err) and "no chapter 'gallery' in this run" in err
+
+
+def prose(root, chapter):
+    nb = nbformat.read(root/f"results/toy/{chapter}/notebook.ipynb", 4)
+    return "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
+
+
+def test_the_executed_notebook_has_its_numbers(study):
+    write_chapter(study, "reference", "factor", text="Twice {{ data_factor }} and {{ gans_n? }}.")
+    execute(study)
+    assert "the factor 2." in prose(study, "data") and "Twice 2 and not in this run." in prose(study, "reference")
+
+
+@pytest.mark.parametrize("name", ["reference_faktor", "reference_faktor?", "classification_factor", "gans_n", "nothing_n?"])
+def test_a_number_that_is_not_there_stops_the_chapter(study, name):
+    "Misspelt; of a chapter that does not come before this one; of no chapter of this run, without a question mark"
+    write_chapter(study, "reference", "factor", text=f"So many: {{{{ {name} }}}}.")
+    run(study, "integrated-cell", "chapter", "data", "--config", "config/toy.yaml")
+    out, err = run(study, "integrated-cell", "chapter", "reference", "--config", "config/toy.yaml", rc=2)
+    said = err.strip().splitlines()[-1]
+    assert f"no chapter wrote a number '{name.strip('?')}'" in said and "Traceback" not in err
+    assert not list((study/"results/toy/reference").glob("finished-*"))
 
 
 @pytest.mark.parametrize("said, words", [
