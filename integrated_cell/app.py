@@ -154,6 +154,10 @@ def _chapter(a):
     out = run_chapter(a.name, a.config, pairs(a.p))
     if process()[0] == 0: print(out)
 
+def _again(a):
+    from integrated_cell.workflow import again
+    print(f"to be run again: {', '.join(again(a.name, a.config))}")
+
 def _book(a):
     from integrated_cell.book import run_book
     print(run_book(a.config))
@@ -180,6 +184,7 @@ def parser() -> argparse.ArgumentParser:
             ("--mirror", dict(metavar="DIR", help="folder of local copies (default: INTEGRATED_CELL_MIRROR)")))
     command("chapter", _chapter, "Run one chapter of a run", ("name", dict(help="e.g. classification")), config,
             ("-p", dict(action="append", default=[], metavar="KEY=VALUE", help="a parameter over the file's, may be repeated")))
+    command("again", _again, "Have a finished chapter, and what follows from it, run again", ("name", dict(help="e.g. classification")), config)
     command("integrate", _integrate, "Predict where every structure is, from membrane and DNA (Algorithm 3)",
             ("model", dict(help="folder of a trained conditional model, e.g. results/quick/conditional")), ("images", dict(nargs="+", help="image files, a cell each, or .npy files of z_r, a cell a row")),
             ("--out", dict(required=True, metavar="DIR", help="folder for <name>.integrated.ome.tif")),

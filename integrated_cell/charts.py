@@ -147,12 +147,13 @@ def along(
     lines: Mapping[float, str] | None = None,  # height: line style
     ncols: int = 3,
     share: bool = True,  # do panels share the scale of y?
+    sharex: bool = True,  # and that of x?
 ) -> Figure:
     "Lines of a value along a quantity, with bands"
     t = t.assign(**{c or k: "" for c, k in ((hue, "_hue"), (panel, "_panel")) if c is None})
     hue, panel = hue or "_hue", panel or "_panel"
     names, kinds = list(dict.fromkeys(t[panel])), list(dict.fromkeys(t[hue]))
-    fig, axes = _panels(names, ncols, 2.6 if len(names) == 1 else 1.9, sharex=True, sharey=share)
+    fig, axes = _panels(names, ncols, 2.6 if len(names) == 1 else 1.9, sharex=sharex, sharey=share)
     for name, ax in zip(names, axes):
         _guide(ax, lines, "y")
         for kind, look in _looks(kinds).items():
@@ -161,7 +162,8 @@ def along(
             if {"low", "high"} <= {*t}: ax.fill_between(of[x], of.low.astype(float), of.high.astype(float), color=look["color"], alpha=.15, lw=0)
         ax.set(xlabel=xlabel, ylabel=ylabel, **{f"{a}scale": "log" for a in log})
     if len(kinds) > 1: fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(kinds)))
-    for ax in axes: ax.label_outer()
+    if sharex:
+        for ax in axes: ax.label_outer()
     plt.close(fig)
     return fig
 

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['Estimate', 'verdict', 'aimed', 'from_draws', 'bootstrap', 'mean_interval', 'median_interval', 't_interval', 'wilson',
-           'share', 'estimates', 'estimate', 'differences', 'spread', 'against_aims']
+           'share', 'estimates', 'estimate', 'differences', 'spread', 'readings', 'against_aims', 'printed']
 
 # %% ../nbs/01_claims.ipynb #97097470
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+import integrated_cell
 from .results import BadInput
 
 # %% ../nbs/01_claims.ipynb #7b85be8f
@@ -139,7 +141,8 @@ def share(
 def _matrix(table, within, value):  # (n,), or (classes, repeats)
     if within is None: return table[value].to_numpy(float)
     classes = [g[value].to_numpy(float) for _, g in table.groupby(within, sort=False)]
-    if len({len(c) for c in classes}) > 1: raise BadInput(f"the classes of '{within}' have different numbers of repeats")
+    if len({len(c) for c in classes}) > 1:
+        raise BadInput(f"the classes of '{within}' have different numbers of repeats; give each the same")
     return np.stack(classes)
 
 
@@ -180,7 +183,8 @@ def differences(
     for a, b in pairs:
         if not {a, b} <= known: continue
         x, y = (_matrix(table[table[key] == k], within, value) for k in (a, b))
-        if x.shape != y.shape: raise BadInput(f"{a} has {x.shape[-1]} repeats and {b} {y.shape[-1]}; give both the same")
+        if x.shape != y.shape:
+            raise BadInput(f"{a} has {x.shape[-1]} repeats and {b} {y.shape[-1]}; give both the same")
         ahead = int((np.atleast_2d(x - y).mean(0) > 0).sum())
         rows.append((f"{a} − {b}", a, b, *of(x - y, **kwargs), ahead))
     return pd.DataFrame(rows, columns=["method", "a", "b", "value", "low", "high", "n_ahead"])
@@ -204,15 +208,70 @@ def spread(
     return text.unstack().reindex(rows, columns=kinds).rename_axis(index=None, columns=None)
 
 # %% ../nbs/01_claims.ipynb #d4df66f2
+def _beside(numbers: Mapping, name: str) -> tuple:  # low, high of a number, where they stand beside it
+    for at in (f"{name}_interval", f"{name.removesuffix('_median')}_interval"):
+        if isinstance(numbers.get(at), (list, tuple)): return tuple(numbers[at])
+    return numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
+
+
+def _estimate(value, low, high) -> Estimate:  # None: nan
+    return Estimate(*(float("nan") if v is None else float(v) for v in (value, low, high)))
+
+
+def readings(
+    numbers: Mapping,  # nested, e.g. {chapter: what its metrics.json holds}
+    within: str = "",  # name of what is nested here
+) -> dict[str, Estimate]:  # by dotted name; rows of a table with a column `method` by that
+    "Every number of nested metrics, with its interval where it has one"
+    found = {}
+    for key, v in numbers.items():
+        name = f"{within}.{key}" if within else str(key)
+        if isinstance(v, list) and v and all(isinstance(r, Mapping) and "method" in r for r in v):
+            v = {r["method"]: r for r in v}
+        if isinstance(v, Mapping):
+            found |= readings(v, name)
+            if {"value", "low", "high"} <= set(v): found[name] = _estimate(v["value"], v["low"], v["high"])
+        elif isinstance(v, (int, float)) and not isinstance(v, bool): found[name] = _estimate(v, *_beside(numbers, key))
+    return found
+
+# %% ../nbs/01_claims.ipynb #078692e9
+def _came_of(e: Estimate, aim: float, sense: str, missing: str) -> tuple[str, str]:  # state, verdict
+    if np.isnan(e.value): return (missing,)*2
+    if np.isnan(aim): return ("no aim",)*2
+    told = aimed(e, aim, sense == "≤")
+    state = told.removesuffix(" by the number alone")
+    return state, state if np.isnan(e.low) else told
+
+
 def against_aims(
-    aims: pd.DataFrame,  # what, key, sense ("≤" or "≥"), aim, and whatever else stands in the table
+    aims: pd.DataFrame,  # key, sense ("≤" or "≥"), aim (empty: none), perhaps times (a key), and what else stands there
     found: Mapping[str, Estimate | float | None],  # by key; None or missing: not in this run
-) -> pd.DataFrame:  # the rows of `aims` with value, low, high and verdict
+    missing: str = "not in this run",  # what is said of a number that nobody found
+) -> pd.DataFrame:  # the rows of `aims` with aim, value, low, high, state (of the number alone), verdict
     "Every aim beside what came of it"
-    if odd := set(aims.sense) - {"≤", "≥"}: raise BadInput(f"the table of aims has the sense '{odd.pop()}'; write ≤ or ≥")
-    rows = []
-    for key, sense, aim in zip(aims.key, aims.sense, aims.aim):
-        e = found.get(key)
-        e = Estimate(float("nan")) if e is None else e if isinstance(e, Estimate) else Estimate(float(e))
-        rows.append((*e, "not in this run" if np.isnan(e.value) else aimed(e, float(aim), sense == "≤")))
-    return aims.assign(**dict(zip(("value", "low", "high", "verdict"), map(list, zip(*rows))))) if rows else aims
+    if odd := set(aims.sense) - {"≤", "≥"}:
+        raise BadInput(f"the table of aims has the sense '{odd.pop()}'; write ≤ or ≥")
+    known = {k: e if isinstance(e, Estimate) else Estimate(float(e)) for k, e in found.items() if e is not None}
+    aim = pd.to_numeric(aims.aim)
+    if "times" in aims: aim = aim*[known.get(k, Estimate(float("nan"))).value if k else 1. for k in aims.times]
+    of = [known.get(k, Estimate(float("nan"))) for k in aims.key]
+    rows = [(*e, *_came_of(e, a, sense, missing)) for e, a, sense in zip(of, aim, aims.sense)]
+    came = pd.DataFrame(rows, aims.index, ["value", "low", "high", "state", "verdict"])
+    return aims.assign(aim=aim, **came)
+
+# %% ../nbs/01_claims.ipynb #e143521e
+def printed(
+    paper: str,  # e.g. "osokin2017"
+    table: str,  # its number in the paper, e.g. "2"
+    what: str = "value",  # column of the file: value, or e.g. spread
+    root: str | Path | None = None,  # of the project; None: this checkout
+) -> pd.DataFrame:  # rows and columns in the paper's order, nan where it prints nothing
+    "A table of a paper as it was printed"
+    root = Path(root) if root else Path(integrated_cell.__file__).resolve().parent.parent
+    file = root/"data_manifest"/"printed"/f"{paper}.csv"
+    if not file.exists(): raise BadInput(f"{file} does not exist; choose a paper of that folder")
+    rows = pd.read_csv(file, dtype={"table": str})
+    t = rows[rows.table == table]
+    if not len(t): raise BadInput(f"{paper} has no table '{table}' here; choose from {', '.join(rows.table.unique())}")
+    wide = t.pivot(index="row", columns="column", values=what).reindex(t.row.unique(), columns=t.column.unique())
+    return wide.rename_axis(index=None, columns=None)

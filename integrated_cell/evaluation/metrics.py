@@ -16,7 +16,7 @@ from scipy.special import rel_entr
 
 from ..data.cells import Cells, read_images
 from ..results import BadInput
-from .variation import streamed_correlation
+from .correlation import streamed_correlation
 
 # %% ../../nbs/42_evaluation.metrics.ipynb #547a8195
 def image_correlation(

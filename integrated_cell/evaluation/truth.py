@@ -32,7 +32,8 @@ from ..training.networks import Dec, Enc
 from ..integration.reference import CHANNELS_R
 from ..results import BadInput, whole
 from ..simulation.stem import PHOTONS, camera, resample_structure
-from .variation import sample_variation, spearman
+from .correlation import spearman
+from .variation import sample_variation
 
 # %% ../../nbs/71_evaluation.truth.ipynb #8badf463
 def _bytes(x: np.ndarray) -> np.ndarray: return np.rint(x*255).astype(np.uint8)
