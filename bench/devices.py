@@ -16,7 +16,7 @@ import torch
 from record import record
 
 from integrated_cell.integration import conditional, reference
-from integrated_cell.data.cells import Batches
+from integrated_cell.data.batches import Batches
 from integrated_cell.training.train import fit
 
 REBUILT = ["loss_x_r", "loss_x_rs", "loss_z_r", "loss_y"]  # no adversary's

@@ -21,7 +21,7 @@ from record import record
 from torch.utils.flop_counter import FlopCounterMode
 
 from integrated_cell.integration import conditional, reference
-from integrated_cell.data.cells import Batches
+from integrated_cell.data.batches import Batches
 
 LINEAR = {"volume": 1, "width": 1, "batch": 0, "structures": 0, "cells": 0}  # exponents of a cost a cell that are no more than linear
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

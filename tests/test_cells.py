@@ -13,8 +13,9 @@ import pytest
 import torch
 import zarr
 
-from integrated_cell.data import cells as cells_module
-from integrated_cell.data.cells import Batches, Cells, ahead, check_place, read_images, split_by_hash
+from integrated_cell.data import batches as batches_module
+from integrated_cell.data.batches import Batches, ahead, read_images
+from integrated_cell.data.cells import Cells, check_place, split_by_hash
 from integrated_cell.integration.reference import Reference, optimisers, step
 from integrated_cell.results import BadInput, whole
 from integrated_cell.training.train import fit
@@ -116,13 +117,13 @@ def test_what_fits_stays_and_what_does_not_is_streamed(tmp_path, monkeypatch, ca
     rows, free = np.resize(cells.rows("train"), 150), 2*cells.rows("train").size*576  # a cell that is met twice is kept once
     found = []
     for bytes_free, says in ((free, "they stay there"), (free - 1, "they are read as they are needed, 4 batches ahead")):
-        monkeypatch.setattr(cells_module, "_free_bytes", lambda device: bytes_free)
+        monkeypatch.setattr(batches_module, "_free_bytes", lambda device: bytes_free)
         batches = cells.batches(rows, 8, seed=1)
         found.append([b["x"] for e in range(2) for b in batches.epoch(e)])
         said = capsys.readouterr().out
         assert says in said and said.count("\n") == 1 and batches.resident == (says == "they stay there")
     assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
-    monkeypatch.setattr(cells_module, "_free_bytes", lambda device: 100)
+    monkeypatch.setattr(batches_module, "_free_bytes", lambda device: 100)
     with pytest.raises(BadInput, match="cannot stay there; leave `resident` out"): next(cells.batches(rows, 8, resident=True).epoch(0))
     next(cells.batches(rows, 8).epoch(0, share=(1, 2)))
     assert not capsys.readouterr().out, "only the first of several processes says it"
