@@ -54,7 +54,7 @@ def read_reference(
     voxel_um: tuple | None = None,  # of the image, where its file does not say
 ) -> np.ndarray:  # (2, *shape) float32 in [0, 1]
     "x_r of an image file: taken as it is where it has the model's shape and voxel size in 8 bit, else prepared (section 3.1)"
-    from integrated_cell.data.prepare import DoesNotFit, prepare_cell, read_image
+    from integrated_cell.data.stack import DoesNotFit, prepare_cell, read_image
     stack, size_um, names = read_image(path, voxel_um=voxel_um)
     stack = np.asarray(stack)[reference_channels(list(names), channels, path)]
     same = stack.dtype == np.uint8 and stack.shape[1:] == tuple(shape) and (to_voxel_um is None or np.allclose(size_um, to_voxel_um, rtol=.01))

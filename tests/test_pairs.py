@@ -11,9 +11,10 @@ import pytest
 import tifffile
 from PIL import Image
 
+from integrated_cell.data.archive import Archive
 from integrated_cell.data.cells import Cells
 from integrated_cell.data.manifest import fetch, read_source
-from integrated_cell.data.pairs import Archive, lin_cells, paired_cells, paired_images, plain_features, stretch
+from integrated_cell.data.pairs import lin_cells, paired_cells, paired_images, plain_features, stretch
 from integrated_cell.results import BadInput
 
 PAIR = ("Tea1", "Arp3")

@@ -15,12 +15,14 @@ from scipy import ndimage
 from integrated_cell.app import main
 from integrated_cell.data.cells import Cells
 from integrated_cell.data.manifest import fetch, read_source
-from integrated_cell.data.plates import (_NAMES, _crop_images, _true_range, crop_cells, crops, field_cells, illumination, luminance, plate_cells,
-                                    read_plate_tables, segment_field)
+from integrated_cell.data.plates import (
+    _crop_images, _true_range, crop_cells, crops, illumination, luminance, plate_cells, segment_field,
+)
+from integrated_cell.data.prepare import field_cells
+from integrated_cell.data.sites import CHANNELS, COLUMNS, read_plate_tables
 from integrated_cell.results import BadInput
 from integrated_cell.simulation.screen import draw_plates, simulate_field
 
-CHANNELS = ("dna", "tubulin", "actin")
 MIRROR = os.environ.get("INTEGRATED_CELL_MIRROR")
 real = pytest.mark.skipif(not MIRROR or not (Path(MIRROR or ".")/"bbbc021_cells").is_dir(), reason="INTEGRATED_CELL_MIRROR has no bbbc021_cells")
 fov = pytest.mark.skipif(not MIRROR or not (Path(MIRROR or ".")/"hipsc_fov").is_dir(), reason="INTEGRATED_CELL_MIRROR has no hipsc_fov")
@@ -36,7 +38,7 @@ def rows(plates=("Week1_22123", "Week1_22141"), given=GIVEN, sites=2):
 
 def tables(folder, sites, moas=(("DMSO", 0, "DMSO"), ("STA-1", 30, "Microtubule stabilizers"))):
     folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(sites).rename(columns={short: long for long, short in _NAMES.items()}).to_csv(folder/"BBBC021_v1_image.csv", index=False)
+    pd.DataFrame(sites).rename(columns={short: long for long, short in COLUMNS.items()}).to_csv(folder/"BBBC021_v1_image.csv", index=False)
     pd.DataFrame(moas, columns=["compound", "concentration", "moa"]).to_csv(folder/"BBBC021_v1_moa.csv", index=False)
     return folder
 

@@ -11,9 +11,10 @@ from bioio_ome_zarr.writers import Channel, OMEZarrWriter
 from scipy import ndimage
 
 from integrated_cell.data.cells import Cells
-from integrated_cell.data.prepare import DoesNotFit, _fill, hela_cells, hela_stack, pose, prepare_cell, prepare_table, read_image, subtract_background
-from integrated_cell.results import BadInput
+from integrated_cell.data.prepare import hela_cells, hela_stack, prepare_table
+from integrated_cell.data.stack import DoesNotFit, _fill, pose, prepare_cell, read_image, subtract_background
 from integrated_cell.data.workers import in_turn
+from integrated_cell.results import BadInput
 
 NAMES = ["membrane", "structure", "dna"]
 

@@ -9,7 +9,7 @@ import tifffile
 from scipy import ndimage
 
 from integrated_cell.data.cells import Cells
-from integrated_cell.data.plates import _NAMES
+from integrated_cell.data.sites import COLUMNS
 from integrated_cell.results import BadInput
 from integrated_cell.simulation.screen import MECHANISMS, TRAITS, draw_plates, draw_screen, screen_truth, simulate_field, simulate_screen
 
@@ -95,7 +95,7 @@ def test_the_chapter_without_dmso_or_with_nothing_else(tmp_path, monkeypatch, co
         (tmp_path/"mine"/plate).mkdir(parents=True)
         rows.append(dict(dna="a_w1.tif", tubulin="a_w2.tif", actin="a_w4.tif", folder=plate, plate=plate, well="B02", replicate=i, compound=compound, concentration=dose))
         for name, x in zip(("a_w1.tif", "a_w2.tif", "a_w4.tif"), simulate_field(10, (192, 224), compound, dose, seed=i)[0]): tifffile.imwrite(tmp_path/"mine"/plate/name, x)
-    pd.DataFrame(rows).rename(columns={v: k for k, v in _NAMES.items()}).to_csv(tmp_path/"mine/BBBC021_v1_image.csv", index=False)
+    pd.DataFrame(rows).rename(columns={v: k for k, v in COLUMNS.items()}).to_csv(tmp_path/"mine/BBBC021_v1_image.csv", index=False)
     pd.DataFrame([dict(compound=compound, concentration=dose, moa=compound)]).to_csv(tmp_path/"mine/BBBC021_v1_moa.csv", index=False)
     shown, space, names = [], {}, dict(results=str(tmp_path), source="bbbc021", folder=str(tmp_path/"mine"))
     monkeypatch.setattr("IPython.display.display", lambda *a: shown.extend(getattr(x, "data", "") for x in a))

@@ -22,7 +22,8 @@ def crew(
 ) -> int:  # processes
     "How many processes shall work; unasked, each gets eight jobs at least, since starting one takes seconds"
     if workers is None: return max(1, min(cpu_count(), n//8))
-    if not isinstance(workers, int) or workers < 1: raise BadInput(f"workers = {workers!r} is no number of processes; give 1 or more, or None for one a core")
+    if not isinstance(workers, int) or workers < 1:
+        raise BadInput(f"workers = {workers!r} is no number of processes; give 1 or more, or None for one a core")
     return max(1, min(workers, n, 4*cpu_count()))  # more would only take memory
 
 # %% ../../nbs/14_data.workers.ipynb #e39be712
@@ -31,17 +32,19 @@ def in_turn(
     jobs: Iterable[tuple],  # arguments of each call
     workers: int = 1,  # processes; 1: this one
 ) -> Iterator:  # what `do` returns, in the order of the jobs
-    "Calls shared out to processes; at most three a process are under way, so that memory does not grow with the number of jobs"
+    "Calls shared out to processes; three a process are under way, so that memory does not grow with their number"
     if workers == 1: yield from starmap(do, jobs); return
     alone = {f"{blas}_NUM_THREADS": "1" for blas in ("OMP", "OPENBLAS", "MKL")}
-    pool, waiting = ProcessPoolExecutor(workers, timeout=60, env=alone), deque()  # after a minute without work they end, were this process killed
+    pool = ProcessPoolExecutor(workers, timeout=60, env=alone)  # a minute without work ends them, were this one killed
+    waiting = deque()
     try:
         for job in jobs:
             waiting.append(pool.submit(do, *job))
             if len(waiting) == 3*workers: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
     except (BrokenProcessPool, MemoryError) as e:
-        raise BadInput(f"one of {workers} processes was ended from outside, most often for want of memory; take fewer of them (workers)") from e
+        raise BadInput(f"one of {workers} processes was ended from outside, most often for want of memory; "
+                       "take fewer of them (workers)") from e
     finally:
         for job in waiting: job.cancel()
         pool.shutdown()

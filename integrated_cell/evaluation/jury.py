@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .c2st import check_pair
-from ..data.cells import Batches
+from ..data.batches import Batches
 from .classify import Classifier, fit_classifier, wilson
 from ..profiling.cytogan import CytoGan, sample
 from .metrics import in_batches

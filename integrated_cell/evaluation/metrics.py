@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 from scipy.special import rel_entr
 
-from ..data.cells import Cells, read_images
+from ..data.batches import read_images
+from ..data.cells import Cells
 from ..results import BadInput
 from .correlation import streamed_correlation
 

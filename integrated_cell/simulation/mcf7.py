@@ -70,6 +70,7 @@ def _noise(rng, shape, sigma):
     a, b = (_knots(n, round(float(sigma), 2)) for n in shape)
     return a @ rng.standard_normal((a.shape[1], b.shape[1]), dtype=np.float32) @ b.T
 
+# %% ../../nbs/25_simulation.mcf7.ipynb #fe3b0f87
 def _splat(z, weight, shape, pixel):
     "Points (n,) complex micrometres laid on the grid, shared among four pixels"
     y, x = z.imag/pixel + (shape[0] - 1)/2, z.real/pixel + (shape[1] - 1)/2
@@ -83,7 +84,10 @@ def _splat(z, weight, shape, pixel):
 
 def _dots(z, sd, height, shape, pixel):
     "Sum of Gaussians of standard deviation sd micrometres at z (n,)"
-    y, x = (np.exp(np.maximum(-.5*(((np.arange(n) - (n - 1)/2)*pixel)[:, None] - a)**2/sd**2, -30)) for n, a in zip(shape, (z.imag, z.real)))
+    def along(n, centre):
+        d = ((np.arange(n) - (n - 1)/2)*pixel)[:, None] - centre
+        return np.exp(np.maximum(-.5*d**2/sd**2, -30))
+    y, x = along(shape[0], z.imag), along(shape[1], z.real)
     return ((height*y) @ x.T).astype(np.float32)
 
 # %% ../../nbs/25_simulation.mcf7.ipynb #899c4750
@@ -110,7 +114,8 @@ def _nucleate(s):
     rng, m = s.rng, 1 + s.rng.binomial(4, .75*squash(1.2*(s.traits[:, 1] - 2.2)))
     s.of_cell = cell = np.repeat(np.arange(len(m)), m)
     s.lobe_radius = r = (s.nuclear/m**.4)[cell]*np.exp(np.where(m > 1, .15, 0)[cell]*rng.normal(size=len(cell)))
-    step, ring = np.concatenate([np.arange(i) for i in m])/m[cell] + rng.random(len(m))[cell], np.where(m > 1, .45 + .22*m, 0)[cell]*r
+    step = np.concatenate([np.arange(i) for i in m])/m[cell] + rng.random(len(m))[cell]
+    ring = np.where(m > 1, .45 + .22*m, 0)[cell]*r
     s.lobe_at = s.nuclei[cell] + ring*np.exp(1j*(2*np.pi*step + .3*rng.normal(size=len(cell))))
     long, turn = np.exp(rng.uniform(.02, .16, len(cell))), np.exp(1j*rng.uniform(0, 3.2, len(cell)))
     harmonics = .45*_harmonics(rng, len(cell), np.ones(len(cell)))
@@ -130,7 +135,8 @@ class Scene:
         pixel: float,  # micrometres
         rng: np.random.Generator,
     ):
-        t, k, self.shape, self.pixel, self.rng, self.traits, self.nuclei = traits.T, len(traits), shape, pixel, rng, traits, nuclei
+        self.traits, self.nuclei, self.shape, self.pixel, self.rng = traits, nuclei, shape, pixel, rng
+        t, k = traits.T, len(traits)
         y, x = ((np.arange(n) - (n - 1)/2)*pixel for n in shape)
         self.grid = (x + 1j*y[:, None]).astype(np.complex64)
         self.nuclear, self.round = 5.4*np.exp(.105*t[0]), squash(1.1*(t[5] - 2.8))
@@ -141,8 +147,12 @@ class Scene:
         off = .35*(self.radius - self.nuclear)*(1 - .7*self.round)*(rng.normal(size=k) + 1j*rng.normal(size=k))
         self.centre = nuclei - off*np.minimum(1, .7*(self.radius - self.nuclear)/(np.abs(off) + 1e-6))
         _own(self, self.radius*self.stretch); _nucleate(self)
-    def within(self, z, i): return _within(z, *(a[i] for a in (self.centre, self.radius, self.stretch, self.turn)), self.harmonics[i])
-    def of(self, values): return np.asarray(values, np.float32)[self.owner]  # one value a cell -> one a pixel
+    def within(self, z, i):
+        "Distance of z from the centre of cell i as a share of the radius there"
+        return _within(z, self.centre[i], self.radius[i], self.stretch[i], self.turn[i], self.harmonics[i])
+    def of(self, values):
+        "One value a cell as one a pixel"
+        return np.asarray(values, np.float32)[self.owner]
 
 # %% ../../nbs/25_simulation.mcf7.ipynb #e8039f2a
 def _dna(s):
@@ -153,7 +163,8 @@ def _dna(s):
     size = np.clip(.85*np.exp(.17*t[s.of_cell[lobe], 3])*rng.uniform(.7, 1.3, len(lobe)), .25, 2.2)
     at = s.lobe_at[lobe] + .65*s.lobe_radius[lobe]*np.sqrt(rng.random(len(lobe)))*np.exp(2j*np.pi*rng.random(len(lobe)))
     holes = _dots(at, size, np.clip(.6 + .1*t[s.of_cell[lobe], 3], .05, 1), s.shape, s.pixel)
-    grain = _noise(rng, s.shape, .6/s.pixel)*s.of(np.clip(.16*np.exp(.28*t[:, 2]), .02, .6)) + np.float32(.1)*_noise(rng, s.shape, 2/s.pixel)
+    grain = _noise(rng, s.shape, .6/s.pixel)*s.of(np.clip(.16*np.exp(.28*t[:, 2]), .02, .6))
+    grain = grain + np.float32(.1)*_noise(rng, s.shape, 2/s.pixel)
     bright = .5*np.exp(-.06*t[:, 0] + .05*t[:, 2] + .1*rng.normal(size=len(t)))*(1 + .5*s.round)
     nucleus = np.clip(.5 - s.out/np.float32(.8), 0, 1)*s.inside
     return nucleus*s.of(bright)*np.maximum(1 + grain, np.float32(.1))*np.exp(-np.minimum(holes, np.float32(1.2)))
@@ -163,12 +174,15 @@ def _walks(s, n, steps, step):
     "(k, n, steps) points of filaments about the nuclei; in bundles where bundling is high"
     t, rng, k, groups = s.traits, s.rng, len(s.traits), 6
     b, group = squash(-1.9 + .65*t[:, 8])[:, None, None], rng.integers(0, groups, (k, n))[..., None]
-    def shared(m): return np.sqrt(1 - b)*rng.normal(size=(k, n, m)) + np.sqrt(b)*np.take_along_axis(rng.normal(size=(k, groups, m)), group, 1)
+    def shared(m):
+        own, bundles = rng.normal(size=(k, n, m)), rng.normal(size=(k, groups, m))
+        return np.sqrt(1 - b)*own + np.sqrt(b)*np.take_along_axis(bundles, group, 1)
     start = 2.*shared(1)
     heading = start + .9*shared(1) + .17*np.cumsum(shared(steps), 2)
     inward = np.clip(t[:, 9], -4, 5)
     nucleus, reach = s.nuclear*(1 - .5*s.round)*np.exp(-.1*inward), np.exp(-.14*inward)*(1 - .4*s.round)
-    return s.nuclei[:, None, None] + nucleus[:, None, None]*np.exp(1j*start) + (reach*step)[:, None, None]*np.cumsum(np.exp(1j*heading), 2)
+    at, nucleus, step = (a[:, None, None] for a in (s.nuclei, nucleus, reach*step))
+    return at + nucleus*np.exp(1j*start) + step*np.cumsum(np.exp(1j*heading), 2)
 
 # %% ../../nbs/25_simulation.mcf7.ipynb #94cfaad8
 def _microtubules(s, strength, n=44, steps=36, step=.6):
@@ -185,8 +199,10 @@ def _tubulin(s):
     "Haze that cradles the nucleus, and microtubules"
     t, rng, polymer = s.traits, s.rng, squash(1. + .6*s.traits[:, 7])
     content = 1.35*np.exp(.2*t[:, 6])*(1 + .4*s.round)
-    around = np.exp(-np.maximum(s.out, 0)/s.of(4.5*np.exp(-.16*t[:, 9])))*(1 - np.float32(.45)*np.clip(.5 - s.out, 0, 1))
-    haze = (1 - np.exp(-np.maximum(s.depth, 0)/2))*(np.float32(.25) + around)*(1 + np.float32(.12)*_noise(rng, s.shape, 1.5/s.pixel))
+    around = np.exp(-np.maximum(s.out, 0)/s.of(4.5*np.exp(-.16*t[:, 9])))
+    around = around*(1 - np.float32(.45)*np.clip(.5 - s.out, 0, 1))
+    uneven = 1 + np.float32(.12)*_noise(rng, s.shape, 1.5/s.pixel)
+    haze = (1 - np.exp(-np.maximum(s.depth, 0)/2))*(np.float32(.25) + around)*uneven
     return haze*s.of(content*(.42 - .3*polymer)) + _microtubules(s, .3*content*polymer)
 
 # %% ../../nbs/25_simulation.mcf7.ipynb #cc14f9a1
@@ -207,8 +223,10 @@ def _actin(s):
     at = s.centre[cell] + .85*s.radius[cell]*np.sqrt(rng.random(len(cell)))*np.exp(2j*np.pi*rng.random(len(cell)))
     clumps = _dots(at, rng.uniform(.35, .9, len(cell)), rng.uniform(.2, .9, len(cell)), s.shape, s.pixel)*s.inside
     uneven = np.clip(1 + np.float32(.4)*_noise(rng, s.shape, 3/s.pixel), .2, None)
-    rim = s.of((.7 - .4*fibrous)*(1.1 - .8*squash(t[:, 11] - 2.5)))*np.exp(-np.maximum(s.depth, 0)/np.float32(.8))*s.inside*uneven
-    web = (1 - np.exp(-np.maximum(s.depth, 0)/2))*np.float32(.2)*np.maximum(1 + np.float32(.35)*_noise(rng, s.shape, .7/s.pixel), 0)
+    depth, cortex = np.maximum(s.depth, 0), (.7 - .4*fibrous)*(1.1 - .8*squash(t[:, 11] - 2.5))
+    rim = s.of(cortex)*np.exp(-depth/np.float32(.8))*s.inside*uneven
+    mesh = np.maximum(1 + np.float32(.35)*_noise(rng, s.shape, .7/s.pixel), 0)
+    web = (1 - np.exp(-depth/2))*np.float32(.2)*mesh
     return (web + rim + clumps + _stress_fibres(s, .5*fibrous))*s.of(np.exp(.12*rng.normal(size=k))*(1 + .25*s.round))
 
 # %% ../../nbs/25_simulation.mcf7.ipynb #d9cc2cbd

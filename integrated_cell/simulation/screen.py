@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import stem as simulate
 from ..data.cells import Cells
-from .mcf7 import CHANNELS, TRAITS, Scene, blur, draw_cells, squash
 from ..results import BadInput
+from .camera import camera, deal, stream
+from .mcf7 import CHANNELS, TRAITS, Scene, blur, draw_cells, squash
 
 # %% ../../nbs/26_simulation.screen.ipynb #e1d5aa36
 MECHANISMS = {  # short name, shift of the traits at full strength
@@ -34,25 +34,27 @@ MECHANISMS = {  # short name, shift of the traits at full strength
 
 # %% ../../nbs/26_simulation.screen.ipynb #d8cef230
 DMSO_SHARE = .15
-SIDE, STAIN, WEEK, PLATE = .95, 1., .4, .2  # how strong: side effects on traits and on staining, differences of weeks and of plates
+SIDE, STAIN = .95, 1.  # how strong side effects on traits and on staining are
+WEEK, PLATE = .4, .2  # how much weeks and plates differ
 _SIDE = np.array([1, .3, .5, .5, 1, .5, 1, .5, .3, .6, .6, .5])  # how far side effects reach each trait
 _LADDER = (.001, .003, .01, .03, .1, .3, 1., 3., 10., 30., 100.)  # doses, micromolar
 _CONTROLS = ("B02", "C02", "D02", "E11", "F11", "G11")
 _WELLS = tuple(w for row in "BCDEFG" for column in range(2, 12) if (w := f"{row}{column:02d}") not in _CONTROLS)
 
-def _stream(*key): return np.random.default_rng([int(k) for k in key])
-
 @lru_cache(maxsize=256)
 def _compound(seed, moa, j, n_doses):
     "Doses, share of the full effect at each, side effects on traits and on stain, glow, crowding and actin"
     if moa == "DMSO": return (0.,), np.zeros(1), np.zeros(12), np.zeros(4)
-    rng = _stream(seed, 11, list(MECHANISMS).index(moa), j)
+    rng = stream(seed, 11, list(MECHANISMS).index(moa), j)
     top = rng.integers(max(n_doses - 1, 5), len(_LADDER))
     relative, half = 3.2**np.arange(1. - n_doses, 1), rng.uniform(.2, .5)
     share = rng.uniform(.9, 1.2)*relative/(relative + half)
     return _LADDER[top - n_doses + 1:top + 1], share, SIDE*_SIDE*rng.normal(size=12), STAIN*rng.normal(size=4)
 
 # %% ../../nbs/26_simulation.screen.ipynb #990e2717
+_PLAN = ["compound", "concentration", "moa", "plate", "well", "batch", "replicate", "j", "dose"]
+
+# %% ../../nbs/26_simulation.screen.ipynb #2d825ace
 @lru_cache(maxsize=16)
 def draw_plates(
     seed: int = 0,  # same seed, same compounds and plates
@@ -62,19 +64,21 @@ def draw_plates(
 ) -> pd.DataFrame:  # a row a well: compound, concentration (micromolar), moa, plate, well, batch, replicate, j, dose
     "The plan of the screen, after BBBC021"
     if min(n_compounds, n_doses, n_replicates) < 1 or n_doses > len(_LADDER):
-        raise BadInput(f"no screen has {n_compounds} compounds a mechanism in {n_doses} doses on {n_replicates} plates; "
-                       f"each is at least one, and doses at most {len(_LADDER)}")
+        raise BadInput(f"no screen has {n_compounds} compounds a mechanism in {n_doses} doses on {n_replicates} "
+                       f"plates; each is at least one, and doses at most {len(_LADDER)}")
     compounds = [(moa, j) for moa in MECHANISMS for j in range(n_compounds)]
-    rng, weeks, rows = _stream(seed, 10), max(6, -(-len(compounds)*n_doses//40)), []
+    rng, weeks, rows = stream(seed, 10), max(6, -(-len(compounds)*n_doses//40)), []
     order = [compounds[i] for i in rng.permutation(len(compounds))]
     for week in range(weeks):
         of_week = [(moa, j, dose) for moa, j in order[week::weeks] for dose in range(n_doses)]
         for replicate in range(1, n_replicates + 1):
             wells = [_WELLS[k] for k in rng.permutation(len(_WELLS))]
-            for (moa, j, dose), well in [*zip(of_week, wells), *((("DMSO", 0, 0), w) for w in _CONTROLS)]:
-                name, c = "DMSO" if moa == "DMSO" else f"{MECHANISMS[moa][0]}-{j + 1}", _compound(seed, moa, j, n_doses)[0][dose]
-                rows.append((name, c, moa, f"Week{week + 1}_{replicate}", well, f"Week{week + 1}", replicate, j, dose))
-    return pd.DataFrame(rows, columns=["compound", "concentration", "moa", "plate", "well", "batch", "replicate", "j", "dose"])
+            plate, controls = f"Week{week + 1}_{replicate}", [(("DMSO", 0, 0), well) for well in _CONTROLS]
+            for (moa, j, dose), well in [*zip(of_week, wells), *controls]:
+                name = "DMSO" if moa == "DMSO" else f"{MECHANISMS[moa][0]}-{j + 1}"
+                concentration = _compound(seed, moa, j, n_doses)[0][dose]
+                rows.append((name, concentration, moa, plate, well, f"Week{week + 1}", replicate, j, dose))
+    return pd.DataFrame(rows, columns=_PLAN)
 
 # %% ../../nbs/26_simulation.screen.ipynb #499a1bb6
 def _traits(seed, moa, j, dose, n_doses, k, rng):
@@ -87,13 +91,13 @@ def _traits(seed, moa, j, dose, n_doses, k, rng):
     return e + share[dose]*rng.gamma(4, .25, (k, 1))*full
 
 # %% ../../nbs/26_simulation.screen.ipynb #2fb88aa7
-PSF_UM, PIXEL_UM, FIELD_UM = .28, 1/3, 32.  # standard deviation of the point spread, pixel of a field, what a crop shows
+PSF_UM = .28  # standard deviation of the point spread
+PIXEL_UM, FIELD_UM = 1/3, 32.  # pixel of a field, what a crop shows
 PHOTONS = 1500.  # at full scale
 
 def _look(seed, batch, plate):
     "Exposure of each channel, defocus (micrometres) and background of each channel on a plate"
-    a, b = (WEEK*_stream(seed, 14, batch).normal(size=7), PLATE*_stream(seed, 15, batch, plate).normal(size=7))
-    e = a + b
+    e = WEEK*stream(seed, 14, batch).normal(size=7) + PLATE*stream(seed, 15, batch, plate).normal(size=7)
     return np.exp(.16*e[:3]), .22*np.exp(.6*e[3]), .03*np.exp(.5*e[4:])
 
 def _neighbours(rng, crowding):
@@ -108,21 +112,26 @@ def _expose(s, stain, look, rng):
     gain, defocus, background = look
     glow = np.float32(.02*np.exp(.5*stain[1]))*(1 - np.exp(-np.maximum(s.depth, 0)/2))
     dna, tubulin, actin = draw_cells(s)
-    x = np.stack([dna*np.float32(np.exp(.1*stain[0])) + 2*glow, tubulin + glow, actin*np.float32(np.exp(.1*stain[3])) + glow])
+    dna, actin = dna*np.float32(np.exp(.1*stain[0])), actin*np.float32(np.exp(.1*stain[3]))
+    x = np.stack([dna + 2*glow, tubulin + glow, actin + glow])
     focus = np.hypot(PSF_UM, defocus*abs(rng.normal(1, .6)))/s.pixel
     x = np.float32(.8)*blur(x, focus) + np.float32(.2)*blur(x, 2/s.pixel)  # the second: light from above and below
     return x*gain[:, None, None].astype(np.float32) + background[:, None, None].astype(np.float32)
 
+def _own_traits(seed, row, n_doses):
+    "(1, 12) traits of the cell of this row of the table"
+    return _traits(seed, row.moa, row.j, row.dose, n_doses, 1, stream(row.seed, 1))
+
 def _crop(seed, row, n_doses, shape):
     "(3, *shape) uint8: the cell of this row of the table in the middle, its neighbours around"
-    rng, (_, share, _, stain) = _stream(row.seed, 2), _compound(seed, row.moa, row.j, n_doses)
+    rng, (_, share, _, stain) = stream(row.seed, 2), _compound(seed, row.moa, row.j, n_doses)
     around = _neighbours(rng, share[row.dose]*stain[2])
-    traits = np.concatenate([_own_traits(seed, row, n_doses), _traits(seed, row.moa, row.j, row.dose, n_doses, len(around), rng)])
-    s = Scene(traits, np.concatenate([[.4*rng.normal() + .4j*rng.normal()], around]), shape, FIELD_UM/max(shape), rng)
+    neighbours = _traits(seed, row.moa, row.j, row.dose, n_doses, len(around), rng)
+    traits = np.concatenate([_own_traits(seed, row, n_doses), neighbours])
+    nuclei = np.concatenate([[.4*rng.normal() + .4j*rng.normal()], around])
+    s = Scene(traits, nuclei, shape, FIELD_UM/max(shape), rng)
     x = _expose(s, share[row.dose]*stain, _look(seed, int(row.batch[4:]), row.replicate), rng)
-    return simulate.camera(np.minimum(x, 1.2), PHOTONS, rng)
-
-def _own_traits(seed, row, n_doses): return _traits(seed, row.moa, row.j, row.dose, n_doses, 1, _stream(row.seed, 1))
+    return camera(np.minimum(x, 1.2), PHOTONS, rng)
 
 # %% ../../nbs/26_simulation.screen.ipynb #2045faa7
 def _draw_table(n, seed, *plan):
@@ -133,8 +142,7 @@ def _draw_table(n, seed, *plan):
     slots += [groups["DMSO", 0, 0]]*max(1, round(DMSO_SHARE/(1 - DMSO_SHARE)*len(slots)))
     chosen, seeds = np.empty(n, int), np.empty(n, int)
     for i in range(n):
-        rng = _stream(seed, 12, i)
-        slot = slots[_stream(seed, 13, i//len(slots)).permutation(len(slots))[i % len(slots)]]
+        rng, slot = stream(seed, 12, i), slots[deal(i, len(slots), seed, 13)]
         chosen[i], seeds[i] = rng.choice(slot), rng.integers(2**31)
     table = wells.iloc[chosen].reset_index(drop=True).assign(seed=seeds)
     table.insert(0, "cell_id", [f"screen-{seed}-{i:06d}" for i in range(n)])
@@ -165,16 +173,19 @@ def simulate_screen(
     path: str | Path | None = None,  # folder of the store; None: in memory
     **kwargs,  # of `Cells.create`: test_fraction (0.1, or 0 where a mechanism has a single cell), group, split_seed
 ) -> Cells:  # channels dna, tubulin, actin; `structure` is the mechanism or DMSO, true_* the traits
-    "A compound screen after BBBC021: single cells, each with its treatment, well and true parameters (sections 4 and 5)"
+    "A compound screen after BBBC021: single cells, each with its treatment, well and true traits (sections 4 and 5)"
     if n < 1: raise BadInput(f"cannot simulate {n} cells; ask for at least two of each mechanism")
     shape = tuple(int(v) for v in shape)
     if len(shape) != 2 or min(shape) < 16:
-        raise BadInput(f"a simulated screen has images of two dimensions of at least 16 pixels, not {shape}; the paper's shape is (96, 96)")
+        raise BadInput(f"a simulated screen has images of two dimensions of at least 16 pixels, not {shape}; "
+                       "the paper's shape is (96, 96)")
     table = _draw_table(n, seed, n_compounds, n_doses, n_replicates)
     images = (_crop(seed, row, n_doses, shape) for row in table.itertuples())
-    about = dict(source="simulated", cells="MCF-7", n=n, seed=seed, shape=list(shape), n_compounds=n_compounds, n_doses=n_doses, n_replicates=n_replicates)
+    about = dict(source="simulated", cells="MCF-7", n=n, seed=seed, shape=list(shape),
+                 n_compounds=n_compounds, n_doses=n_doses, n_replicates=n_replicates)
     kwargs = {"test_fraction": .1 if table.structure.value_counts().min() > 1 else 0} | kwargs
-    return Cells.create(path, images, table.drop(columns=["j", "dose"]), (FIELD_UM/max(shape),)*2, CHANNELS, about, **kwargs)
+    table, pixel_um = table.drop(columns=["j", "dose"]), FIELD_UM/max(shape)
+    return Cells.create(path, images, table, (pixel_um, pixel_um), CHANNELS, about, **kwargs)
 
 # %% ../../nbs/26_simulation.screen.ipynb #dd0f6e5a
 def screen_truth(
@@ -183,7 +194,7 @@ def screen_truth(
     "The true parameters of every cell"
     columns = [f"true_{name}" for name in TRAITS]
     if not set(columns) <= set(cells.table):
-        raise BadInput("these cells were not simulated, so their true parameters are unknown; use cells of simulate_screen")
+        raise BadInput("these cells were not simulated, so their truth is unknown; use cells of simulate_screen")
     return cells.table[columns].to_numpy(np.float32)
 
 # %% ../../nbs/26_simulation.screen.ipynb #90f7b048
@@ -193,10 +204,12 @@ def _treatment(compound, concentration, seed, n_doses):
     known = {f"{short}-": name for name, (short, _) in MECHANISMS.items()}
     moa, number = known.get(compound[:4]), compound[4:]
     if moa is None or not number.isdigit() or number == "0":
-        raise BadInput(f"there is no compound '{compound}'; name DMSO or a mechanism's letters and a number, such as STA-1")
+        raise BadInput(f"there is no compound '{compound}'; "
+                       "name DMSO or a mechanism's letters and a number, such as STA-1")
     doses = _compound(seed, moa, int(number) - 1, n_doses)[0]
     if concentration not in doses:
-        raise BadInput(f"'{compound}' was not screened at {concentration:g} µM; choose from {', '.join(f'{c:g}' for c in doses)}")
+        known = ", ".join(f"{c:g}" for c in doses)
+        raise BadInput(f"'{compound}' was not screened at {concentration:g} µM; choose from {known}")
     return moa, int(number) - 1, doses.index(concentration)
 
 def _scatter(rng, n, shape, pixel, least=12.):
@@ -206,7 +219,8 @@ def _scatter(rng, n, shape, pixel, least=12.):
         if len(z) == n: return z
         new = rng.uniform(-w/2, w/2) + 1j*rng.uniform(-h/2, h/2)
         if (np.abs(z - new) > least).all(): z = np.append(z, new)
-    raise BadInput(f"{n} cells do not fit a field of {shape[0]} x {shape[1]} pixels; ask for fewer cells or a larger field")
+    raise BadInput(f"{n} cells do not fit a field of {shape[0]} x {shape[1]} pixels; "
+                   "ask for fewer cells or a larger field")
 
 # %% ../../nbs/26_simulation.screen.ipynb #e5c9350a
 def simulate_field(
@@ -219,13 +233,14 @@ def simulate_field(
     batch: int = 1,  # week
     plate: int = 1,  # replicate
     n_doses: int = 3,  # of the screen
-) -> tuple[np.ndarray, np.ndarray]:  # (3, H, W) uint16 up to 4095: dna, tubulin, actin; (H, W) int32 labels of the cells
-    "A field of touching cells as a 12-bit camera sees it, and whose each pixel is"
+) -> tuple[np.ndarray, np.ndarray]:  # (3, H, W) uint16 up to 4095; (H, W) int32 labels of the cells
+    "A field of touching cells (dna, tubulin, actin) as a 12-bit camera sees it, and whose each pixel is"
     moa, j, dose = _treatment(compound, concentration, screen, n_doses)
-    rng, (_, share, _, stain) = _stream(seed, 3, batch, plate), _compound(screen, moa, j, n_doses)
+    rng, (_, share, _, stain) = stream(seed, 3, batch, plate), _compound(screen, moa, j, n_doses)
     z = _scatter(rng, n_cells, shape, PIXEL_UM)
     s = Scene(_traits(screen, moa, j, dose, n_doses, n_cells, rng), z, tuple(shape), PIXEL_UM, rng)
     y, x = (np.linspace(-1, 1, m) for m in shape)
     falloff = 1 - .2*((y[:, None] - .1)**2 + (x + .15)**2)
     light = np.maximum(_expose(s, share[dose]*stain, _look(screen, batch, plate), rng), 0)*falloff*2500
-    return np.clip(np.rint(rng.poisson(light) + rng.normal(100, 4, light.shape)), 0, 4095).astype(np.uint16), s.labels.astype(np.int32)
+    counts = np.rint(rng.poisson(light) + rng.normal(100, 4, light.shape))
+    return np.clip(counts, 0, 4095).astype(np.uint16), s.labels.astype(np.int32)

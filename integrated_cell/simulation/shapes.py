@@ -7,7 +7,7 @@ __all__ = ['STAGES', 'voxel_grid', 'Geometry', 'draw_geometry', 'cell_radius', '
            'dna_density']
 
 # %% ../../nbs/21_simulation.shapes.ipynb #6eaace62
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -47,7 +47,8 @@ def voxel_grid(
 ) -> Grid:  # with the smallest voxel for which `BOX_UM` fits
     "The voxels of an image, in micrometres from its centre"
     if len(shape) != 3 or min(shape) < 4:
-        raise BadInput(f"simulated stem cells need a shape of three sides (Z, Y, X) of at least 4 voxels, not {tuple(shape)}")
+        raise BadInput("simulated stem cells need a shape of three sides (Z, Y, X) of at least 4 voxels, "
+                       f"not {tuple(shape)}")
     voxel_um = max(um/s for um, s in zip(BOX_UM, shape))
     axes = [(np.arange(s, dtype=np.float32) - (s - 1)/2)*np.float32(voxel_um) for s in shape]
     v = np.stack(np.meshgrid(*axes, indexing="ij"))
@@ -56,7 +57,8 @@ def voxel_grid(
     return Grid(voxel_um, v, length, n, harmonics(n))
 
 # %% ../../nbs/21_simulation.shapes.ipynb #d657015e
-STAGES = ("interphase", "prophase", "prophase 2", "prometaphase 1", "prometaphase 2", "metaphase", "anaphase", "telophase-cytokinesis")
+STAGES = ("interphase", "prophase", "prophase 2", "prometaphase 1", "prometaphase 2",
+          "metaphase", "anaphase", "telophase-cytokinesis")
 
 # %% ../../nbs/21_simulation.shapes.ipynb #07d6437f
 @dataclass(frozen=True)
@@ -93,6 +95,27 @@ class Geometry:
     waves: np.ndarray  # (6, 4) wave vectors (1/um) and phases of the chromatin's texture
 
 # %% ../../nbs/21_simulation.shapes.ipynb #928c6dc1
+def _draw_sizes(m, calm, rng):
+    "The stage's row with the sizes of one cell"
+    size, sides = np.exp(.05*rng.normal()), np.exp(.05*calm*rng.normal(size=3))
+    mass_sides, moved = np.exp(.06*rng.normal(size=4)), np.exp(.12*rng.normal())
+    return replace(m, cell=tuple(size*sides*m.cell), gap=min(.93, m.gap*moved**.3),
+                   mass=tuple(size*mass_sides[:3]*m.mass), mass_gap=m.mass_gap*mass_sides[3]*size)
+
+def _draw_frame(m, rng):
+    "(3, 3) directions Z', Y' and X': the spindle axis is tilted, less so where the cell has parted"
+    tilt = rng.normal(size=2)*(.05 if m.gap else .18)
+    x = np.array([np.sin(tilt[0]), np.cos(tilt[0])*np.sin(tilt[1]), np.cos(tilt[0])*np.cos(tilt[1])])
+    y = np.array([0., x[2], -x[1]])/np.hypot(x[1], x[2])
+    return np.stack([np.cross(x, y), y, x]).astype(np.float32)
+
+def _draw_waves(rng):
+    "(6, 4) waves 2.2 to 4 micrometres long in any direction, and their phases"
+    k, phase = rng.normal(size=(6, 3)), rng.uniform(0, 2*np.pi, 6)
+    k *= (2*np.pi/rng.uniform(2.2, 4, 6)/np.linalg.norm(k, axis=1))[:, None]
+    return np.c_[k, phase].astype(np.float32)
+
+# %% ../../nbs/21_simulation.shapes.ipynb #43436642
 def draw_geometry(
     stage: str,  # one of `STAGES`
     rng: np.random.Generator,
@@ -100,17 +123,11 @@ def draw_geometry(
     "Draw a cell of a stage"
     if stage not in _GEOMETRY: raise BadInput(f"unknown stage '{stage}'; the stages are {', '.join(STAGES)}")
     m, calm = _GEOMETRY[stage], 1. if stage == STAGES[0] else .6
-    size, sides, mass_sides, moved = np.exp(.05*rng.normal()), np.exp(.05*calm*rng.normal(size=3)), np.exp(.06*rng.normal(size=4)), np.exp(.12*rng.normal())
-    mean = Stage(tuple(size*sides*m.cell), m.boxy, min(.93, m.gap*moved**.3), tuple(size*mass_sides[:3]*m.mass), m.mass_gap*mass_sides[3]*size, m.hole, m.texture)
-    degree = np.array([1]*3 + [2]*5 + [3]*7)
+    mean, degree = _draw_sizes(m, calm, rng), np.array([1]*3 + [2]*5 + [3]*7)
     cell = rng.normal(size=15)*np.array([0, .05, .032, .018])[degree]*calm
-    nucleus = rng.normal(size=15)*np.array([0, 0, .04, 0 if m.mass_gap else .025])[degree]  # the middle stays the centre of mass
-    tilt = rng.normal(size=2)*(.05 if m.gap else .18)
-    x = np.array([np.sin(tilt[0]), np.cos(tilt[0])*np.sin(tilt[1]), np.cos(tilt[0])*np.cos(tilt[1])])
-    y = np.array([0., x[2], -x[1]])/np.hypot(x[1], x[2])
-    k, phase = rng.normal(size=(6, 3)), rng.uniform(0, 2*np.pi, 6)
-    k *= (2*np.pi/rng.uniform(2.2, 4, 6)/np.linalg.norm(k, axis=1))[:, None]
-    return Geometry(stage, mean, cell, nucleus, np.stack([np.cross(x, y), y, x]).astype(np.float32), np.c_[k, phase].astype(np.float32))
+    skew = 0 if m.mass_gap else .025  # where two masses part, their middle stays the centre
+    nucleus = rng.normal(size=15)*np.array([0, 0, .04, skew])[degree]
+    return Geometry(stage, mean, cell, nucleus, _draw_frame(m, rng), _draw_waves(rng))
 
 # %% ../../nbs/21_simulation.shapes.ipynb #2f1031f1
 def cell_radius(

@@ -134,7 +134,8 @@ def fibrillarin(f, rng):
     if s in (2, 7):
         k = rng.integers(1, n)
         at[:k] = f.grid.v[:, *inside[rng.integers(len(inside), size=k)].T].T
-    return blobs(f, at, rng.uniform(.55, .85, n), rng.uniform(.6, 1, n)) + np.float32(rng.uniform(.15, .3))*shell(f, f.d_dna, .3)
+    foci = blobs(f, at, rng.uniform(.55, .85, n), rng.uniform(.6, 1, n))
+    return foci + np.float32(rng.uniform(.15, .3))*shell(f, f.d_dna, .3)
 
 # %% ../../nbs/22_simulation.structures.ipynb #08c55e06
 def tom20(f, rng):
@@ -214,8 +215,8 @@ def alpha_tubulin(f, rng):
     for v in side:
         ray = v/np.linalg.norm(v)*np.linspace(0, 12, 120)[:, None]
         centre = ray[np.argmax(look(f, f.d_dna, ray) < -.5)]
-        n = (46, 50, 60)[s]
-        parts += [aster(f, rng, centre, n, ((.6, 1.), (.4, .9), (.2, .6))[s]), centre + rng.normal(size=(40*s + 40, 3))*.3]
+        n, share = (46, 50, 60)[s], ((.6, 1.), (.4, .9), (.2, .6))[s]
+        parts += [aster(f, rng, centre, n, share), centre + rng.normal(size=(40*s + 40, 3))*.3]
     return even(splat(f, np.concatenate(parts)))
 
 # %% ../../nbs/22_simulation.structures.ipynb #3e5d70f9
@@ -250,18 +251,26 @@ def beta_actin(f, rng):
     return out
 
 # %% ../../nbs/22_simulation.structures.ipynb #c0ef37e7
-def alpha_actinin(f, rng):
-    s = stage_of(f)
-    n = rng.integers(4, 7) if s <= 1 else rng.integers(2, 4)
+def dashes(f, rng, n):
+    "Short thick bundles in dashed lines at the base"
     x, y = lines(rng, n, 2.4, 9, rng.uniform(-.7, .7))
-    dash = np.repeat((np.cos(np.linspace(0, 10*np.pi, 60) + rng.uniform(0, 6, (n, 1))) > -.2).reshape(-1).astype(float), 3)
-    base = np.repeat(basal(f, x, y, .45), 3, 0)
-    base = splat(f, base + rng.normal(size=base.shape)*np.array([.15, .3, .3]), dash)
+    wave = np.cos(np.linspace(0, 10*np.pi, 60) + rng.uniform(0, 6, (n, 1)))
+    weight = np.repeat((wave > -.2).reshape(-1).astype(float), 3)
+    at = np.repeat(basal(f, x, y, .45), 3, 0)
+    return splat(f, at + rng.normal(size=at.shape)*np.array([.15, .3, .3]), weight)
+
+def joints(f, rng):
+    "Upright bundles where neighbours meet"
     k = rng.integers(4, 7)
     angle = (np.arange(k) + rng.uniform(-.3, .3, k))*2*np.pi/k
     height = np.linspace(-.35, .55, 50)[None]*rng.uniform(.6, 1, (k, 1))
-    joint = surface(f, azimuth(f, (angle[:, None] + .05*rng.normal(size=(k, 50))).ravel(), height.ravel()), .4)
-    joint = splat(f, joint + rng.normal(size=joint.shape)*.2)
+    at = surface(f, azimuth(f, (angle[:, None] + .05*rng.normal(size=(k, 50))).ravel(), height.ravel()), .4)
+    return splat(f, at + rng.normal(size=at.shape)*.2)
+
+def alpha_actinin(f, rng):
+    s = stage_of(f)
+    base = dashes(f, rng, rng.integers(4, 7) if s <= 1 else rng.integers(2, 4))
+    joint = joints(f, rng)
     out = base/base.max()*np.float32(1. if s <= 1 else .4) + joint/joint.max()*np.float32(.9)
     if s >= 6:
         ring = splat(f, furrow(f, rng, 500, .15))
@@ -274,7 +283,8 @@ def myosin_iib(f, rng):
     n = rng.integers(4, 8)
     t, start, length = np.linspace(0, 1, 80)[None], rng.uniform(0, 2*np.pi, (n, 1)), rng.uniform(.9, 2., (n, 1))
     height = rng.uniform(-.45, .25, (n, 1)) + rng.normal(size=(n, 1))*.12*(t - .5)
-    arcs = np.repeat(surface(f, azimuth(f, (start + length*t).ravel(), np.broadcast_to(height, (n, 80)).ravel()), .5), 4, 0)
+    way = azimuth(f, (start + length*t).ravel(), np.broadcast_to(height, (n, 80)).ravel())
+    arcs = np.repeat(surface(f, way, .5), 4, 0)
     arcs = splat(f, arcs + rng.normal(size=arcs.shape)*.22)
     out = arcs/arcs.max()*np.float32(1. if s < 6 else .35) + np.float32(.06)*shell(f, f.d_cell - .4, .3)
     if s >= 6:
@@ -294,12 +304,15 @@ def zo1(f, rng):
     a = np.linspace(0, 2*np.pi, 500, endpoint=False)
     wave = sum(rng.normal()*np.cos(k*a + rng.uniform(0, 6))/k for k in (1, 2, 3))
     height = np.clip((.62 if s <= 2 else .7) + .04*wave, .3, .9)
-    beads = np.clip(1 + (.3 if s <= 2 else .5)*sum(rng.normal()*np.cos(k*a + rng.uniform(0, 6)) for k in (1, 2, 3, 5, 7))/2, .1, 3)
+    ripple = sum(rng.normal()*np.cos(k*a + rng.uniform(0, 6)) for k in (1, 2, 3, 5, 7))
+    beads = np.clip(1 + (.3 if s <= 2 else .5)*ripple/2, .1, 3)
     return splat(f, surface(f, azimuth(f, a, height), .1), beads)
 
 # %% ../../nbs/22_simulation.structures.ipynb #be929af0
-_PROCESS = {"alpha-actinin": alpha_actinin, "alpha-tubulin": alpha_tubulin, "beta-actin": beta_actin, "desmoplakin": desmoplakin,
-    "fibrillarin": fibrillarin, "lamin B1": lamin_b1, "myosin IIB": myosin_iib, "ST6GAL1": st6gal1, "Sec61 beta": sec61_beta, "TOM20": tom20, "ZO1": zo1}
+_PROCESS = {
+    "alpha-actinin": alpha_actinin, "alpha-tubulin": alpha_tubulin, "beta-actin": beta_actin,
+    "desmoplakin": desmoplakin, "fibrillarin": fibrillarin, "lamin B1": lamin_b1, "myosin IIB": myosin_iib,
+    "ST6GAL1": st6gal1, "Sec61 beta": sec61_beta, "TOM20": tom20, "ZO1": zo1}
 STRUCTURES = tuple(sorted(_PROCESS))  # the order of a store's classes
 
 def structure_density(
