@@ -6,7 +6,7 @@ import torch
 from torch.func import functional_call
 
 from integrated_cell.evaluation import c2st as room
-from integrated_cell.evaluation.c2st import Splits, c2st, c2st_many, median_mad, scaled, score_critic, train_critics
+from integrated_cell.evaluation.c2st import Splits, c2st, c2st_many, median_mad, score_critic, train_critics
 from integrated_cell.synthesis.gan import grad_penalty
 from integrated_cell.results import BadInput
 from integrated_cell.synthesis.towers import Critic
@@ -32,9 +32,8 @@ def test_refused(real, fake, said):
     assert str(e.value).startswith("Alp14")
 
 
-def test_unknown_objective_and_no_scale():
+def test_unknown_objective():
     with pytest.raises(BadInput, match="choose from gan, lsgan, wgan, wgan-gp"): c2st(images(), images(), "hinge", **SMALL)
-    with pytest.raises(BadInput, match="'b' is nan"): scaled(pd.DataFrame({"name": ["a", "b"], "score": [1., 1.]}), {"a": 1.})
 
 
 @pytest.mark.parametrize("what", ["n_splits", "n_steps", "n_filters", "batch_size"])
