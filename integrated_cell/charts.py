@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'SYMBOLS', 'table', 'intervals', 'dots', 'along', 'boxes', 'ridges', 'heat', 'scatter', 'curves',
-           'confusion', 'latent']
+           'confusion', 'latent', 'pictures']
 
 # %% ../nbs/03_charts.ipynb #ddcb3874
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import wraps
 
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from .claims import Estimate, verdict
-from .plot import theme
+from .plot import show_cells, theme
 from .results import BadInput
 
 # %% ../nbs/03_charts.ipynb #97e7cfe7
@@ -339,3 +340,18 @@ def latent(
     every.legend()
     plt.close(fig)
     return fig
+
+# %% ../nbs/03_charts.ipynb #24adbeff
+@_unless_empty
+def pictures(
+    rows: Mapping[str, Sequence],  # cells (c, *s) of each row, by its name; None or a shorter row leaves panels empty
+    titles: Sequence[str] | None = None,  # one a column
+    voxel_um: Sequence[float] | None = None,  # micrometres a voxel; None: no scale bar
+    wide: int = 14,  # letters of a row's name on one line
+    **kwargs,  # of `plot.show_cells`: channels, limits, crop, ...
+) -> Figure:
+    "Named rows of cells with one scale bar (Figures 1 and 4 of Osokin et al. 2017)"
+    ncols = max(map(len, rows.values()))
+    cells = [x for row in rows.values() for x in [*row, *[None]*(ncols - len(row))]]
+    names = [textwrap.fill(name, wide) for name in rows]
+    return show_cells(cells, titles, names, voxel_um, ncols, **kwargs)

@@ -201,7 +201,7 @@ def pooled(
     of = {s: v.at(s) for s in v.values} | {"constant": np.broadcast_to(truth.mean(0), truth.shape)}
     return {s: float(spearman(a.reshape(-1, 1), truth.reshape(-1, 1))[0]) for s, a in of.items()}
 
-# %% ../../nbs/44_evaluation.shifts.ipynb #ae14320e
+# %% ../../nbs/44_evaluation.shifts.ipynb #e6c0bf2f
 def by_prior(
     v: Varied,
     shifts: pd.DataFrame,  # of `shifts_of`
@@ -219,10 +219,9 @@ def by_prior(
         inner = mine[(mine.structure == "median of structures") & (mine.cells != "all cells")]
         middle = whole.loc["median of structures"]
         of[s] |= dict(spearman_median=middle.value, spearman_median_low=middle.low, spearman_median_high=middle.high)
-        of[s] |= dict(spearman=whole.value.iloc[:-1].to_dict(), spearman_intervals=whole.reset_index(),
-                      spearman_within=dict(zip(inner.cells, inner.value)))
-        over = {r: float(np.median(spearman(v.at(s, ridge=r), v.at("truth", ridge=r)))) for r in v.ridges}
-        of[s] |= dict(spearman_over_ridges={f"{r:g}": m for r, m in over.items()})
+        of[s] |= dict(spearman=whole.reset_index(), spearman_within=dict(zip(inner.cells, inner.value)))
+        over = [np.median(spearman(v.at(s, ridge=r), v.at("truth", ridge=r))) for r in v.ridges]
+        of[s] |= dict(spearman_over_ridges=pd.DataFrame(dict(ridge=v.ridges, value=over)))
     return of
 
 # %% ../../nbs/44_evaluation.shifts.ipynb #1dd17d45
