@@ -274,3 +274,116 @@ def test_progress_is_one_line(tmp_path, capsys):
     run(tmp_path, show=True)
     err = capsys.readouterr().err
     assert "12/12" in err and "loss_gen" in err and err.count("\n") == 1 and len(err) < 500
+
+
+# Watching, stopping, going further
+
+def nosy(values=None):
+    "A watch that draws, switches the model and says one value an epoch; what it was asked of"
+    seen = []
+    def watch(model):
+        torch.rand(9)
+        model.train()
+        seen.append(model.gen[0].weight.detach().clone())
+        return float(seen[-1].square().mean()) if values is None else values[len(seen) - 1]
+    return watch, seen
+
+
+def test_watching_leaves_no_trace(tmp_path, whole):
+    watch, seen = nosy()
+    toy, history = run(tmp_path, watch=watch)
+    assert same(toy, whole[0]) and len(seen) == 2 and history.validation.notna().all() and "validation" in pd.read_csv(tmp_path/"history.csv")
+    _, rarely = run(tmp_path/"b", n_epochs=5, watch=watch, watch_every=2)
+    assert rarely.validation.notna().tolist() == [False, True, False, True, True], "every second epoch, and the last"
+    _, silent = run(tmp_path/"c", watch=lambda model: None)
+    assert "validation" not in silent
+    with pytest.raises(BadInput) as e: run(tmp_path/"d", watch=lambda model: math.nan)
+    assert "the validation number is nan after epoch 0" in said(e)
+
+
+FLAT = [5, 3, 2, 2, 2.5] + [3]*20
+
+
+def test_a_plateau_ends_a_run_as_a_shorter_one(tmp_path):
+    plan = dict(n_epochs=20, anneal=.5, patience=.1)  # nothing better for two epochs: known after the fifth, annealed over five more
+    toy, history = run(tmp_path/"a", watch=nosy(FLAT)[0], **plan)
+    short, _ = run(tmp_path/"b", n_epochs=10, anneal=.5)
+    assert len(history) == 10 and same(toy, short)
+    long, all_of_it = run(tmp_path/"c", watch=nosy()[0], **plan | dict(patience=1.))
+    assert len(all_of_it) == 20 and not same(long, toy)
+    at_once, cut = run(tmp_path/"d", watch=nosy(FLAT)[0], n_epochs=20, patience=.1)
+    assert len(cut) == 5 and same(at_once, run(tmp_path/"e", n_epochs=5)[0]), "without annealing it just ends"
+
+
+@pytest.mark.parametrize("at", [1, 20, 27, 33])
+def test_a_plateau_survives_being_stopped(tmp_path, at):
+    plan = dict(n_epochs=12, anneal=.5, patience=.2)
+    def by_weight(model): return round(model.gen[0].weight.square().mean().item(), 1)  # flat soon, and a function of the weights alone
+    straight, history = run(tmp_path/"a", watch=by_weight, **plan)
+    assert len(history) < 12
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/"b", step=interrupted(at, lambda: os.kill(os.getpid(), signal.SIGINT)), watch=by_weight, **plan)
+    resumed, again = run(tmp_path/"b", watch=by_weight, **plan)
+    assert same(resumed, straight) and again.drop(columns=["seconds", "cells_per_s"]).equals(history.drop(columns=["seconds", "cells_per_s"]))
+    calls = []
+    assert same(run(tmp_path/"b", watch=by_weight, step=counted(calls), **plan)[0], straight) and not calls
+
+
+@pytest.mark.parametrize("anneal", [0, .5])
+@pytest.mark.parametrize("at", [0, 4, 17])
+def test_further_epochs_go_on_from_the_weights_that_stand(tmp_path, anneal, at):
+    first, _ = run(tmp_path/"a", anneal=anneal)
+    run(tmp_path/"b", anneal=anneal)
+    on = dict(further=3, anneal=.5)
+    straight, history = run(tmp_path/"a", **on)
+    assert len(history) == 5 and not same(straight, first)
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/"b", step=interrupted(at, lambda: os.kill(os.getpid(), signal.SIGINT)), **on)
+    assert same(run(tmp_path/"b", **on)[0], straight)
+    calls = []
+    assert same(run(tmp_path/"b", step=counted(calls), **on)[0], straight) and not calls, "asked again, it is finished"
+    more, history = run(tmp_path/"b", step=counted(calls), **on | dict(further=5))
+    assert len(history) == 7 and len(calls) == 12
+
+
+def test_further_finishes_what_was_stopped_first(tmp_path):
+    run(tmp_path/"a", anneal=.5)
+    straight, _ = run(tmp_path/"a", anneal=.5, further=2)
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/"b", anneal=.5, step=interrupted(3, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert same(run(tmp_path/"b", anneal=.5, further=2)[0], straight)
+
+
+def test_further_epochs_want_their_own_run(tmp_path, capsys):
+    with pytest.raises(BadInput) as e: run(tmp_path, further=2)
+    assert "no checkpoint of this run that could be trained 2 epochs further (there is none)" in said(e)
+    run(tmp_path, further=0)
+    before = (tmp_path/"checkpoint.safetensors").read_bytes()
+    for change, name in ((dict(lr=1e-3), "Adam gen 0"), (dict(batches=Points(2.)), "first batch"), (dict(seed=1), "seed")):
+        with pytest.raises(BadInput) as e: run(tmp_path, further=2, **change)
+        assert name in said(e)
+    assert (tmp_path/"checkpoint.safetensors").read_bytes() == before
+    run(tmp_path, further=2)
+    with pytest.raises(BadInput) as e: run(tmp_path, further=1)
+    assert "it has had 4 epochs and 3 are asked for" in said(e)
+    run(tmp_path)
+    assert "starts anew" in capsys.readouterr().out, "a run without further epochs is another one"
+
+
+def test_a_checkpoint_of_before_goes_on(tmp_path):
+    "Checkpoints did not know of legs"
+    from safetensors import safe_open
+    run(tmp_path, anneal=.5)
+    path = tmp_path/"checkpoint.safetensors"
+    with safe_open(path, "pt") as f: meta = json.loads(f.metadata()["integrated_cell"])
+    for k in ("begin", "end", "asked", "further"): del meta[k]
+    save_file(load_file(path), path, {"integrated_cell": json.dumps(meta)})
+    calls = []
+    assert len(run(tmp_path, anneal=.5, step=counted(calls))[1]) == 2 and not calls
+    assert len(run(tmp_path, anneal=.5, further=2)[1]) == 4
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (dict(n_epochs=0), "n_epochs = 0: give a number of at least 1"), (dict(further=-1), "further = -1"), (dict(anneal=2), "anneal = 2: give a number from 0 to 1"),
+    (dict(patience=.2), "there are no validation cells to watch"), (dict(watch_every=0), "watch_every = 0"), (dict(devices=-1), "devices = -1"),
+    (dict(precision="8-bit"), "precision '8-bit' is unknown")])
+def test_a_plan_that_cannot_be(tmp_path, change, sentence):
+    with pytest.raises(BadInput) as e: run(tmp_path, **change)
+    assert sentence in said(e)
