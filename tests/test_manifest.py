@@ -23,14 +23,19 @@ def server():
             body = at.files.get(self.path)
             at.asked.append((self.path, self.headers.get("Range")))
             if body is None: return self.send_error(404)
-            start = int(re.match(r"bytes=(\d+)-", self.headers["Range"])[1]) if "Range" in self.headers and at.ranges else 0
+            asked = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
+            start = int(asked[1]) if asked and at.ranges else 0
             if start and start >= len(body):
-                self.send_response(416); self.send_header("Content-Range", f"bytes */{len(body)}"); self.send_header("Content-Length", "0"); return self.end_headers()
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(body)}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
             self.send_response(206 if start else 200)
             if start: self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
             self.send_header("Content-Length", str(len(body) - start)); self.end_headers()
-            if at.cut and at.cuts: at.cuts -= 1; self.wfile.write(body[start:start + at.cut]); self.wfile.flush(); self.connection.close(); return
-            self.wfile.write(body[start:])
+            if not at.cut or not at.cuts: return self.wfile.write(body[start:])
+            at.cuts -= 1
+            self.wfile.write(body[start:start + at.cut]); self.wfile.flush(); self.connection.close()
     s = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     s.handle_error = lambda *args: None
     s.files, s.asked, s.cut, s.cuts, s.ranges = {"/a.bin": A, "/deep/b.bin": B}, [], 0, 0, True
@@ -51,9 +56,13 @@ def place(tmp_path, monkeypatch, server):
 
 def write(folder, files, record=False, kind="original", name="toy"):
     folder.mkdir(exist_ok=True)
-    (folder/f"{name}.yaml").write_text(yaml.safe_dump(dict(title="a toy", licence="do as you like", citation="nobody", checksum="record" if record else "sha256")))
-    rows = ["path\turl\tbytes\tsha256\tkind"] + [f"{p}\t{u}\t{'' if record else len(b)}\t{'' if record else hashlib.sha256(b).hexdigest()}\t{kind}" for p, u, b in files]
-    (folder/f"{name}.tsv").write_text("\n".join(rows) + "\n")
+    about = dict(title="a toy", licence="do as you like", citation="nobody", checksum="record" if record else "sha256")
+    (folder/f"{name}.yaml").write_text(yaml.safe_dump(about))
+    rows = [("path", "url", "bytes", "sha256", "kind")]
+    for path, url, content in files:
+        known = ("", "") if record else (str(len(content)), hashlib.sha256(content).hexdigest())
+        rows.append((path, url, *known, kind))
+    (folder/f"{name}.tsv").write_text("\n".join(map("\t".join, rows)) + "\n")
 
 
 def test_a_second_fetch_asks_for_nothing(place, server, capsys):
@@ -115,7 +124,8 @@ def test_offline_says_which_file_from_where_and_what_to_do(place, server):
     with pytest.raises(BadInput) as e: fetch("toy", manifest=place/"manifest")
     said = str(e.value)
     by_hand = cache_folder()/"toy"/"a.bin"
-    assert "a.bin" in said and f"{server.url}/a.bin" in said and str(by_hand) in said and "INTEGRATED_CELL_MIRROR" in said and "\n" not in said
+    assert "a.bin" in said and f"{server.url}/a.bin" in said and str(by_hand) in said
+    assert "INTEGRATED_CELL_MIRROR" in said and "\n" not in said
     (by_hand.parent/"deep").mkdir(parents=True); by_hand.write_bytes(A); (by_hand.parent/"deep"/"b.bin").write_bytes(B)
     assert fetch("toy", manifest=place/"manifest") == by_hand.parent
 
@@ -129,7 +139,8 @@ def test_the_mirror_comes_first_and_nothing_is_copied(place, server, monkeypatch
     mirror = place/"mirror"; (mirror/"toy"/"deep").mkdir(parents=True)
     (mirror/"toy"/"a.bin").write_bytes(A); (mirror/"toy"/"deep"/"b.bin").write_bytes(B)
     monkeypatch.setenv("INTEGRATED_CELL_MIRROR", str(mirror))
-    assert fetch("toy", manifest=place/"manifest") == mirror/"toy" and not server.asked and not (cache_folder()/"toy").exists()
+    assert fetch("toy", manifest=place/"manifest") == mirror/"toy" and not server.asked
+    assert not (cache_folder()/"toy").exists()
     (mirror/"toy"/"a.bin").write_bytes(A[:-5])
     with pytest.raises(BadInput, match="truncated"): fetch("toy", manifest=place/"manifest")
     (mirror/"toy"/"a.bin").write_bytes(b"!" + A[1:])
@@ -141,7 +152,8 @@ def test_the_mirror_comes_first_and_nothing_is_copied(place, server, monkeypatch
 
 
 def test_derived_files_are_preferred(place, server):
-    with open(place/"manifest"/"toy.tsv", "a") as f: f.write(f"cells.npz\t\t{len(B)}\t{hashlib.sha256(B).hexdigest()}\tderived\n")
+    with open(place/"manifest"/"toy.tsv", "a") as f:
+        f.write(f"cells.npz\t\t{len(B)}\t{hashlib.sha256(B).hexdigest()}\tderived\n")
     mirror = place/"mirror"; (mirror/"toy").mkdir(parents=True); (mirror/"toy"/"cells.npz").write_bytes(B)
     assert fetch("toy", mirror, manifest=place/"manifest") == mirror/"toy" and not server.asked
     with pytest.raises(BadInput, match="only a mirror has them"): fetch("toy", files="*.npz", manifest=place/"manifest")
@@ -176,7 +188,8 @@ def test_unknown_source():
 
 def test_every_source_of_the_project_is_sound():
     table = sources()
-    assert {"hela3d", "yeast_paired", "bbbc021_cells", "bbbc021_profiles", "allen_hipsc", "bbbc021", "lin_yeast"} <= set(table.index)
+    known = {"hela3d", "yeast_paired", "bbbc021_cells", "bbbc021_profiles", "allen_hipsc", "bbbc021", "lin_yeast"}
+    assert known <= set(table.index)
     for name in table.index:
         source = read_source(name)
         assert source.record == (source.files.sha256 == "").any() and source.note

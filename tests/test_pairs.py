@@ -1,4 +1,4 @@
-"Real two-channel cells: archives that must not be trusted, pictures of every kind, and yeast_paired against its originals"
+"Real two-channel cells: archives not to be trusted, pictures of every kind, and yeast_paired against its originals"
 import hashlib
 import io
 import os
@@ -19,7 +19,8 @@ from integrated_cell.results import BadInput
 
 PAIR = ("Tea1", "Arp3")
 MIRROR = os.environ.get("INTEGRATED_CELL_MIRROR")
-real = pytest.mark.skipif(not MIRROR or not (Path(MIRROR or ".")/"yeast_paired").is_dir(), reason="INTEGRATED_CELL_MIRROR has no yeast_paired")
+here = bool(MIRROR) and (Path(MIRROR)/"yeast_paired").is_dir()
+real = pytest.mark.skipif(not here, reason="INTEGRATED_CELL_MIRROR has no yeast_paired")
 
 
 def picture(seed=0, shape=(48, 80), mode="RGB", format="PNG"):
@@ -30,8 +31,12 @@ def picture(seed=0, shape=(48, 80), mode="RGB", format="PNG"):
 
 def layout(proteins=PAIR, n=(3, 2), top="", size="48-80"):
     "Names and contents of a small LIN"
-    return {f"{top}LIN_Normalized_WT_size-{size}_{part}/{p}/{p}_{i}.png": picture(100*k + 10*j + i, tuple(map(int, size.split("-"))))
-            for j, (part, m) in enumerate(zip(("train", "test"), n)) for k, p in enumerate(proteins) for i in range(m)}
+    files, shape = {}, tuple(map(int, size.split("-")))
+    for j, (part, m) in enumerate(zip(("train", "test"), n)):
+        for k, p in enumerate(proteins):
+            home = f"{top}LIN_Normalized_WT_size-{size}_{part}/{p}"
+            files |= {f"{home}/{p}_{i}.png": picture(100*k + 10*j + i, shape) for i in range(m)}
+    return files
 
 
 def packed(path, files):
@@ -53,20 +58,27 @@ def refused(tmp_path, archive, says, proteins=PAIR, **k):
 
 @pytest.mark.parametrize("top", ["", "./", "LIN/", "a/b/"])
 def test_zip_and_folder_give_the_same_cells_with_the_published_split(tmp_path, top):
-    files = layout(top=top) | {f"{top}README.txt": b"?", "__MACOSX/LIN_size-48-80_train/Tea1/._a.png": b"?", f"{top}LIN_Normalized_WT_size-48-80_train/Tea1/.DS_Store": b"?",
-                               f"{top}LIN_Normalized_WT_size-48-80_train/Other/a.png": b"not looked at"}
+    train = f"{top}LIN_Normalized_WT_size-48-80_train"
+    debris = {f"{top}README.txt": b"?", "__MACOSX/LIN_size-48-80_train/Tea1/._a.png": b"?"}
+    files = layout(top=top) | debris | {f"{train}/Tea1/.DS_Store": b"?", f"{train}/Other/a.png": b"not looked at"}
     a = lin_cells(packed(tmp_path/"LIN_Normalized_WT_size-48-80.zip", files), tmp_path/"a", PAIR)
-    b, c = lin_cells(unpacked(tmp_path/"folder", files), None, PAIR), lin_cells(tmp_path, None, PAIR)  # the last: the folder that holds the zip, as fetch returns
-    assert a.channels == ("red", "green") and a.shape == (48, 80) and a.voxel_um is None and a.classes == sorted(PAIR) and Cells.open(tmp_path/"a").voxel_um is None
-    assert (a.table.split == a.table.cell_id.str.split("/").str[0]).all() and (a.table.split == "train").sum() == 6 and len(a) == 10
-    assert a.table.equals(b.table) and a.table.equals(c.table) and np.array_equal(a.images[:], b.images) and np.array_equal(a.images[:], c.images)
+    b = lin_cells(unpacked(tmp_path/"folder", files), None, PAIR)
+    c = lin_cells(tmp_path, None, PAIR)  # the folder that holds the zip, as fetch returns
+    assert a.channels == ("red", "green") and a.shape == (48, 80) and a.voxel_um is None and a.classes == sorted(PAIR)
+    assert Cells.open(tmp_path/"a").voxel_um is None
+    assert (a.table.split == a.table.cell_id.str.split("/").str[0]).all() and (a.table.split == "train").sum() == 6
+    assert len(a) == 10
+    assert a.table.equals(b.table) and a.table.equals(c.table) and np.array_equal(a.images[:], b.images)
+    assert np.array_equal(a.images[:], c.images)
     for i, row in a.table.iterrows():
-        content = files[f"{top}LIN_Normalized_WT_size-48-80_{row.split}/{row.structure}/{row.cell_id.split('/')[2]}.png"]
+        stem = row.cell_id.split("/")[2]
+        content = files[f"{top}LIN_Normalized_WT_size-48-80_{row.split}/{row.structure}/{stem}.png"]
         assert np.array_equal(a[i], np.moveaxis(np.asarray(Image.open(io.BytesIO(content)))[..., :2], -1, 0))
 
 
 def test_fetched_from_a_mirror_that_has_only_this_size(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTEGRATED_CELL_CACHE", str(tmp_path/"cache")); monkeypatch.setenv("INTEGRATED_CELL_MIRROR", str(tmp_path/"mirror"))
+    monkeypatch.setenv("INTEGRATED_CELL_CACHE", str(tmp_path/"cache"))
+    monkeypatch.setenv("INTEGRATED_CELL_MIRROR", str(tmp_path/"mirror"))
     (tmp_path/"mirror"/"lin_yeast").mkdir(parents=True)
     packed(tmp_path/"mirror"/"lin_yeast"/"LIN_Normalized_WT_size-48-80.zip", layout())
     assert len(lin_cells(fetch("lin_yeast", files="*48-80.zip"), None, PAIR)) == 10
@@ -81,12 +93,16 @@ def test_another_size(tmp_path):
 def test_own_cells_are_not_credited_to_lin_and_may_have_a_scale(tmp_path):
     lin = packed(tmp_path/"LIN_Normalized_WT_size-48-80.zip", layout())
     own, folder = packed(tmp_path/"own.zip", layout()), unpacked(tmp_path/"LIN_Normalized_WT_size-48-80", layout())
-    assert [lin_cells(a, None, PAIR).provenance["source"] for a in (lin, tmp_path, own, folder)] == ["lin_yeast", "lin_yeast", "own", "own"]
-    assert lin_cells(own, None, PAIR, pixel_um=.1).voxel_um == (.1, .1) and lin_cells(own, None, PAIR, pixel_um=0.).voxel_um is None
+    sources = [lin_cells(a, None, PAIR).provenance["source"] for a in (lin, tmp_path, own, folder)]
+    assert sources == ["lin_yeast", "lin_yeast", "own", "own"]
+    assert lin_cells(own, None, PAIR, pixel_um=.1).voxel_um == (.1, .1)
+    assert lin_cells(own, None, PAIR, pixel_um=0.).voxel_um is None
     refused(tmp_path, own, "pixel_um -1 is no size", pixel_um=-1)
 
 
-@pytest.mark.parametrize("name", ["../a.png", "LIN/../../a.png", "/tmp/a.png", "C:/a.png", "c:a.png", "..\\a.png", "LIN\\..\\..\\a.png", "\\\\host\\a.png", ".."])
+@pytest.mark.parametrize("name", [
+    "../a.png", "LIN/../../a.png", "/tmp/a.png", "..", "C:/a.png", "c:a.png", "..\\a.png", "LIN\\..\\..\\a.png",
+    "\\\\host\\a.png"])
 def test_an_archive_that_climbs_out_is_not_used(tmp_path, name):
     (tmp_path/"in").mkdir()
     refused(tmp_path, packed(tmp_path/"in"/"lin.zip", layout() | {name: picture()}), "nothing of this archive was used")
@@ -148,17 +164,20 @@ def test_bad_archives(tmp_path):
     refused(tmp_path, packed(tmp_path/"other.zip", {"a.png": picture()}), "has no folders")
     (tmp_path/"empty").mkdir()
     refused(tmp_path, tmp_path/"empty", "has no folders")
-    for n, part in (((3, 0), "has no folders|test folder"), ((0, 2), "train folder")): refused(tmp_path, packed(tmp_path/"part.zip", layout(n=n)), part)
-    refused(tmp_path, packed(tmp_path/"part.zip", layout() | {"LIN_Normalized_WT_size-48-80_train/Sid2/": b"", "LIN_Normalized_WT_size-48-80_test/Sid2/a.png": picture()}),
-            "train folder of Sid2 is empty", (*PAIR, "Sid2"))
+    for n, part in (((3, 0), "has no folders|test folder"), ((0, 2), "train folder")):
+        refused(tmp_path, packed(tmp_path/"part.zip", layout(n=n)), part)
+    sid2 = {"LIN_Normalized_WT_size-48-80_train/Sid2/": b"", "LIN_Normalized_WT_size-48-80_test/Sid2/a.png": picture()}
+    refused(tmp_path, packed(tmp_path/"part.zip", layout() | sid2), "train folder of Sid2 is empty", (*PAIR, "Sid2"))
 
 
 def test_cells_of_a_constant_channel_are_left_out_and_listed(tmp_path):
     flat = io.BytesIO(); Image.fromarray(np.full((48, 80, 3), 9, np.uint8)).save(flat, "PNG")
     cells = lin_cells(packed(tmp_path/"lin.zip", layout() | {TEA1: flat.getvalue()}), tmp_path/"a", PAIR)
-    assert len(cells) == 9 and cells.provenance["left_out"] == [{"cell_id": "train/Tea1/Tea1_0", "why": "a channel is constant"}]
+    assert len(cells) == 9
+    assert cells.provenance["left_out"] == [{"cell_id": "train/Tea1/Tea1_0", "why": "a channel is constant"}]
     files = {name: flat.getvalue() if "Tea1" in name else content for name, content in layout().items()}
-    refused(tmp_path, packed(tmp_path/"lin.zip", files), "all test cells of Tea1 have a constant channel; repair its pictures or leave it out of `proteins`")
+    refused(tmp_path, packed(tmp_path/"lin.zip", files), "all test cells of Tea1 have a constant channel; "
+            "repair its pictures or leave it out of `proteins`")
 
 
 # ------------------------------------------------------------------------------------------------ yeast_paired
@@ -166,7 +185,8 @@ def test_cells_of_a_constant_channel_are_left_out_and_listed(tmp_path):
 def test_stretch_is_what_scikit_image_does():
     from skimage.exposure import rescale_intensity
     x = np.random.default_rng(0).gamma(2, .01, (2, 64, 64)).astype(np.float32)
-    expected = [rescale_intensity(c.astype(float), tuple(np.percentile(c.astype(float), (1, 99.9))), (0, 255)) for c in x]
+    ranges = [tuple(np.percentile(c.astype(float), (1, 99.9))) for c in x]
+    expected = [rescale_intensity(c.astype(float), r, (0, 255)) for c, r in zip(x, ranges)]
     assert np.array_equal(stretch(x, "a"), np.rint(expected).astype(np.uint8))
     hollow = x.copy(); hollow[0, 3, 3] = np.nan
     with pytest.raises(BadInput, match="cell 'a': its red channel has values that are not finite"): stretch(hollow, "a")
@@ -176,19 +196,23 @@ def originals(folder, x, names=("AAC1", "AAH1")):
     "x (n, 2, 64, 64) GFP, RFP as the origin lays out its TIFFs: four cells a field, two fields a protein"
     for i, cell in enumerate(x):
         p = names[i//8]; place = folder/"yeast_model"/"toy_dataset"/"images"/p; place.mkdir(parents=True, exist_ok=True)
-        for c, name in zip(cell, ("gfp", "rfp")): tifffile.imwrite(place/f"{p}_{i % 8//4 + 1}_rfp_{7 + i % 4}_{name}.tif", c)
+        for c, name in zip(cell, ("gfp", "rfp")):
+            tifffile.imwrite(place/f"{p}_{i % 8//4 + 1}_rfp_{7 + i % 4}_{name}.tif", c)
     return folder
 
 
 @pytest.fixture
-def toy(tmp_path): return originals(tmp_path/"originals", np.random.default_rng(0).gamma(2, .01, (16, 2, 64, 64)).astype(np.float32))
+def toy(tmp_path):
+    x = np.random.default_rng(0).gamma(2, .01, (16, 2, 64, 64)).astype(np.float32)
+    return originals(tmp_path/"originals", x)
 
 
 def test_fields_stay_together_and_paths_give_the_order(toy):
     images, table = paired_images(toy)
     assert table.cell.tolist() == [10, 7, 8, 9]*4, "in the order of the paths, as cells.csv"
     cells = paired_cells(toy, toy/"store", .5)
-    assert cells.channels == ("red", "green") and cells.voxel_um is None and (cells.table.groupby("field").split.nunique() == 1).all()
+    assert cells.channels == ("red", "green") and cells.voxel_um is None
+    assert (cells.table.groupby("field").split.nunique() == 1).all()
     rfp = tifffile.imread(next(toy.rglob("AAC1_1_rfp_10_rfp.tif")))
     assert np.array_equal(images[0, 0], rfp) and np.array_equal(cells[0], stretch(images[0], "a"))
     assert paired_cells(toy, None, .5, 1, ("AAH1", "AAC1")).classes == ["AAC1", "AAH1"]
@@ -197,10 +221,12 @@ def test_fields_stay_together_and_paths_give_the_order(toy):
 def test_bad_pairs(toy, tmp_path):
     with pytest.raises(BadInput, match="neither cells.npz"): paired_images(tmp_path/"nowhere")
     with pytest.raises(BadInput, match="only one protein"): paired_cells(toy, None, proteins=("AAC1",))
-    with pytest.raises(BadInput, match="no cells of Tea1; it has AAC1, AAH1"): paired_cells(toy, None, proteins=("AAC1", "Tea1"))
+    with pytest.raises(BadInput, match="no cells of Tea1; it has AAC1, AAH1"):
+        paired_cells(toy, None, proteins=("AAC1", "Tea1"))
     gfp = next(toy.rglob("AAC1_1_rfp_9_gfp.tif")); x = tifffile.imread(gfp)
     tifffile.imwrite(gfp, np.zeros_like(x))
-    with pytest.raises(BadInput, match="cell 'AAC1_1_rfp_9': its green channel is constant"): paired_cells(toy, tmp_path/"store")
+    with pytest.raises(BadInput, match="cell 'AAC1_1_rfp_9': its green channel is constant"):
+        paired_cells(toy, tmp_path/"store")
     assert not (tmp_path/"store").exists()
     tifffile.imwrite(gfp, x[:32])
     with pytest.raises(BadInput, match=r"_9_gfp.tif has shape \(32, 64\)"): paired_images(toy)
@@ -222,7 +248,9 @@ def test_yeast_paired_is_its_originals(tmp_path, monkeypatch):
             path = f"yeast_model/toy_dataset/images/{row.protein}/{row.field}_{row.cell}_{name}.tif"
             file = io.BytesIO(); Image.fromarray(c).save(file, "TIFF")
             assert hashlib.sha256(file.getvalue()).hexdigest() == sums[path]
-            if i % 8 == 0: (tmp_path/"o"/path).parent.mkdir(parents=True, exist_ok=True); (tmp_path/"o"/path).write_bytes(file.getvalue())
+            if i % 8: continue
+            (tmp_path/"o"/path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path/"o"/path).write_bytes(file.getvalue())
     again, rows = paired_images(tmp_path/"o")
     assert np.array_equal(again, images[::8]) and rows.equals(table.iloc[::8].reset_index(drop=True))
 
@@ -233,12 +261,14 @@ def test_yeast_paired_makes_a_store(tmp_path, monkeypatch):
     cells = paired_cells(fetch("yeast_paired"), tmp_path/"cells")
     images = cells.images[:]
     assert len(cells) == 1642 and cells.classes == ["AAC1", "AAC3", "AAH1", "AAP1", "AAR2"] and cells.shape == (64, 64)
-    assert (cells.table.groupby("field").split.nunique() == 1).all() and cells.table.groupby("structure").split.nunique().eq(2).all()
+    assert (cells.table.groupby("field").split.nunique() == 1).all()
+    assert cells.table.groupby("structure").split.nunique().eq(2).all()
     assert (images.min((2, 3)) == 0).all() and (images.max((2, 3)) == 255).all()
     some = np.arange(0, len(cells), 8)
     together = [np.corrcoef(images[i, 0].ravel(), images[i, 1].ravel())[0, 1] for i in some]
     likeness = pd.Series(together).groupby(cells.table.structure[some].to_numpy()).median()
-    assert likeness[["AAH1", "AAP1"]].min() > likeness[["AAC1", "AAC3"]].max(), "AAH1 and AAP1 lie in the cytosol like the red protein, mitochondrial AAC1 and AAC3 do not"
+    cytosol, mitochondria = likeness[["AAH1", "AAP1"]], likeness[["AAC1", "AAC3"]]
+    assert cytosol.min() > mitochondria.max(), "the red protein lies in the cytosol"
 
 
 def test_plain_features_see_where_and_not_how_many():
@@ -247,5 +277,7 @@ def test_plain_features_see_where_and_not_how_many():
     assert np.allclose(a, b, rtol=1e-4) and np.isfinite(a.to_numpy()).all(), "mirrored cells have the same features"
     many = np.tile(x, (300, 1, 1, 1))
     assert np.allclose(plain_features(many).iloc[-5:], a) and plain_features(many).index.equals(pd.RangeIndex(1500))
-    assert np.allclose(a[[f"red x {k}" for k in range(3)]].sum(axis=1), 1) and not plain_features(0*x).isna().to_numpy().any()
-    assert np.allclose(a["red mean"], x[:, 0].mean((1, 2))/255) and np.allclose(a["green sd"], x[:, 1].std((1, 2))/255, atol=1e-5)
+    assert np.allclose(a[[f"red x {k}" for k in range(3)]].sum(axis=1), 1)
+    assert not plain_features(0*x).isna().to_numpy().any()
+    assert np.allclose(a["red mean"], x[:, 0].mean((1, 2))/255)
+    assert np.allclose(a["green sd"], x[:, 1].std((1, 2))/255, atol=1e-5)

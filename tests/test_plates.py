@@ -1,4 +1,4 @@
-"Plates of fields to single cells: tables that lack images, files that are not what they say, a whole small plate, real crops, a field that is segmented already"
+"Plates of fields to single cells: tables that lack images, files that are damaged, a small plate, real crops, fields"
 import hashlib
 import io
 import os
@@ -24,21 +24,36 @@ from integrated_cell.results import BadInput
 from integrated_cell.simulation.screen import draw_plates, simulate_field
 
 MIRROR = os.environ.get("INTEGRATED_CELL_MIRROR")
-real = pytest.mark.skipif(not MIRROR or not (Path(MIRROR or ".")/"bbbc021_cells").is_dir(), reason="INTEGRATED_CELL_MIRROR has no bbbc021_cells")
-fov = pytest.mark.skipif(not MIRROR or not (Path(MIRROR or ".")/"hipsc_fov").is_dir(), reason="INTEGRATED_CELL_MIRROR has no hipsc_fov")
+def needs(source):
+    here = bool(MIRROR) and (Path(MIRROR)/source).is_dir()
+    return pytest.mark.skipif(not here, reason=f"INTEGRATED_CELL_MIRROR has no {source}")
+
+
 GIVEN = (("B02", "DMSO", 0.), ("B03", "STA-1", 30.), ("B04", "PD-98059", 5.))
 
 
 def rows(plates=("Week1_22123", "Week1_22141"), given=GIVEN, sites=2):
     "Sites as BBBC021's image table lists them; the two weeks name their files differently"
-    return [dict({c: f"Week1_150607_{well}_s{site}_w{k}{hashlib.md5(f'{plate}{well}{site}{k}'.encode()).hexdigest()[:8].upper()}.tif" for c, k in zip(CHANNELS, (1, 2, 4))},
-                 folder=f"Week1/{plate}", plate=plate, well=well, replicate=i + 1, compound=compound, concentration=dose)
-            for i, plate in enumerate(plates) for well, compound, dose in given for site in range(1, sites + 1)]
+    listed = []
+    for i, plate in enumerate(plates):
+        for well, compound, dose in given:
+            about = dict(folder=f"Week1/{plate}", plate=plate, well=well, replicate=i + 1)
+            about |= dict(compound=compound, concentration=dose)
+            listed += [file_names(plate, well, site) | about for site in range(1, sites + 1)]
+    return listed
+
+
+def file_names(plate, well, site):
+    def name(k):
+        key = hashlib.md5(f"{plate}{well}{site}{k}".encode()).hexdigest()[:8].upper()
+        return f"Week1_150607_{well}_s{site}_w{k}{key}.tif"
+    return dict(zip(CHANNELS, map(name, (1, 2, 4))))
 
 
 def tables(folder, sites, moas=(("DMSO", 0, "DMSO"), ("STA-1", 30, "Microtubule stabilizers"))):
     folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(sites).rename(columns={short: long for long, short in COLUMNS.items()}).to_csv(folder/"BBBC021_v1_image.csv", index=False)
+    images = pd.DataFrame(sites).rename(columns={short: long for long, short in COLUMNS.items()})
+    images.to_csv(folder/"BBBC021_v1_image.csv", index=False)
     pd.DataFrame(moas, columns=["compound", "concentration", "moa"]).to_csv(folder/"BBBC021_v1_moa.csv", index=False)
     return folder
 
@@ -55,8 +70,10 @@ def write(folder, sites, image=lambda i, row: np.full((3, 8, 9), i, np.uint16)):
 def test_the_table_names_each_site(tmp_path):
     sites = rows()
     table = read_plate_tables(write(tables(tmp_path, sites), sites))
-    assert len(table) == 12 and table.site.tolist() == [1, 2]*6 and set(table.batch) == {"Week1"} and not table.attrs["missing"]
-    assert (table.moa.isna() == (table["compound"] == "PD-98059")).all() and table.tubulin[3] == f"Week1_22123/{sites[3]['tubulin']}"
+    assert len(table) == 12 and table.site.tolist() == [1, 2]*6 and set(table.batch) == {"Week1"}
+    assert not table.attrs["missing"]
+    assert (table.moa.isna() == (table["compound"] == "PD-98059")).all()
+    assert table.tubulin[3] == f"Week1_22123/{sites[3]['tubulin']}"
     assert table.attrs["told"] == ["treatments without a mechanism (1): PD-98059 at 5 µM"]
 
 
@@ -66,7 +83,8 @@ def test_zips_of_the_origin_are_read_without_unpacking(tmp_path):
     for plate, top in (("Week1_22123", "Week1_22123/"), ("Week1_22141", "")):
         with zipfile.ZipFile(folder/f"BBBC021_v1_images_{plate}.zip", "w") as z:
             for p in (plates/plate).iterdir(): z.write(p, top + p.name)
-    assert read_plate_tables(folder).drop(columns="replicate").equals(read_plate_tables(tables(plates, sites)).drop(columns="replicate"))
+    zipped, unpacked = (read_plate_tables(f).drop(columns="replicate") for f in (folder, tables(plates, sites)))
+    assert zipped.equals(unpacked)
     with zipfile.ZipFile(folder/"more.zip", "w") as z: z.writestr("../a.tif", b"")
     with pytest.raises(BadInput, match="climbs out"): read_plate_tables(folder)
 
@@ -80,10 +98,14 @@ def test_missing_images_are_counted_listed_and_left_out_only_on_request(tmp_path
     with pytest.raises(BadInput, match="4 of 12"): plate_cells(tmp_path, tmp_path/"store")
     assert not (tmp_path/"store").exists()
     table = read_plate_tables(tmp_path, allow_missing=True)
-    assert len(table) == 8 and len(table.attrs["missing"]) == 10 and table.attrs["missing"][0] == f"Week1_22123/{sites[0]['actin']}" and "4 of 12" in table.attrs["told"][0]
-    with pytest.raises(BadInput, match="1 of 6 sites lacks an image"): read_plate_tables(tmp_path, plates=["Week1_22123"])
-    with pytest.raises(BadInput, match="no plate Week9_1 in its image table; it has Week1_22123"): read_plate_tables(tmp_path, plates=["Week9_1"])
-    with pytest.raises(BadInput, match="none of the images"): read_plate_tables(tables(tmp_path/"empty", sites), allow_missing=True)
+    assert len(table) == 8 and len(table.attrs["missing"]) == 10
+    assert table.attrs["missing"][0] == f"Week1_22123/{sites[0]['actin']}" and "4 of 12" in table.attrs["told"][0]
+    with pytest.raises(BadInput, match="1 of 6 sites lacks an image"):
+        read_plate_tables(tmp_path, plates=["Week1_22123"])
+    with pytest.raises(BadInput, match="no plate Week9_1 in its image table; it has Week1_22123"):
+        read_plate_tables(tmp_path, plates=["Week9_1"])
+    with pytest.raises(BadInput, match="none of the images"):
+        read_plate_tables(tables(tmp_path/"empty", sites), allow_missing=True)
 
 
 def test_compounds_on_one_plate_and_absent_dmso_are_told(tmp_path):
@@ -91,12 +113,14 @@ def test_compounds_on_one_plate_and_absent_dmso_are_told(tmp_path):
     told = read_plate_tables(write(tables(tmp_path/"a", sites), sites)).attrs["told"]
     assert any("compounds on one plate only (1)" in t and "STA-1" in t for t in told)
     sites = [r for r in rows() if r["compound"] != "DMSO"]
-    assert any("no site was given DMSO" in t for t in read_plate_tables(write(tables(tmp_path/"b", sites), sites)).attrs["told"])
+    told = read_plate_tables(write(tables(tmp_path/"b", sites), sites)).attrs["told"]
+    assert any("no site was given DMSO" in t for t in told)
 
 
 @pytest.mark.parametrize("change, says", [
     (lambda s, m: (s.drop(columns="plate"), m), "no column Image_Metadata_Plate_DAPI"),
-    (lambda s, m: (s.assign(compound=[None, *s["compound"][1:]]), m), "1 row of BBBC021_v1_image.csv without compound, the first in line 2"),
+    (lambda s, m: (s.assign(compound=[None, *s["compound"][1:]]), m),
+     "1 row of BBBC021_v1_image.csv without compound, the first in line 2"),
     (lambda s, m: (pd.concat([s, s[:1]]), m), "lists site 1 of well B02 on Week1_22123 twice"),
     (lambda s, m: (s, [*m, ("STA-1", 30, "Eg5 inhibitors")]), "names STA-1 at 30 µM twice"),
 ])
@@ -118,7 +142,8 @@ def test_no_tables(tmp_path):
 def test_twelve_bits_in_sixteen_are_recognised(shift):
     x = np.random.default_rng(0).poisson(300, (4, 20, 20)).clip(0, 4095).astype(np.uint16); x[0, 0, 0] = 3001
     assert _true_range(x << shift) == (shift, 4095)
-    assert _true_range((x.astype(int)*15).astype(np.uint16)) == (0, 65535) and _true_range(x.astype(np.uint8)) == (0, 255)
+    assert _true_range((x.astype(int)*15).astype(np.uint16)) == (0, 65535)
+    assert _true_range(x.astype(np.uint8)) == (0, 255)
 
 
 def test_luminance_of_every_kind_of_crop():
@@ -142,7 +167,8 @@ def test_illumination_agrees_with_a_fit_of_every_pixel():
 def test_crops_are_padded_and_never_moved():
     rng = np.random.default_rng(0)
     field, labels = rng.integers(1, 99, (2, 40, 60)), np.zeros((40, 60), int)
-    for k, (y, x) in enumerate(((0, 0), (20, 30), (39, 59), (5, 57)), 1): labels[max(y - 1, 0):y + 2, max(x - 1, 0):x + 2] = k*3
+    for k, (y, x) in enumerate(((0, 0), (20, 30), (39, 59), (5, 57)), 1):
+        labels[max(y - 1, 0):y + 2, max(x - 1, 0):x + 2] = k*3
     for size in (7, 8, 33, 96):
         cut = crops(field, labels, size)
         wide = np.pad(field, [(0, 0), (100, 100), (100, 100)])
@@ -152,7 +178,8 @@ def test_crops_are_padded_and_never_moved():
     assert crops(field.astype(np.float32), labels*0, 8).shape == (0, 2, 8, 8)
 
 
-@pytest.mark.parametrize("compound, concentration, least", [("DMSO", 0., .8), ("DES-1", None, .75), ("STA-1", None, .75), ("SYN-1", None, .75)])
+@pytest.mark.parametrize("compound, concentration, least", [
+    ("DMSO", 0., .8), ("DES-1", None, .75), ("STA-1", None, .75), ("SYN-1", None, .75)])
 def test_segmentation_finds_the_simulated_cells(compound, concentration, least):
     plan = draw_plates()
     concentration = plan[plan["compound"] == compound].concentration.max() if concentration is None else concentration
@@ -161,12 +188,14 @@ def test_segmentation_finds_the_simulated_cells(compound, concentration, least):
     owner = [np.bincount(truth[nuclei == k]).argmax() for k in range(1, nuclei.max() + 1)]
     same = [((truth == t) & (cells == k)).sum()/((truth == t) | (cells == k)).sum() for k, t in enumerate(owner, 1)]
     assert 0 not in owner and abs(len(owner) - 24) <= 3 and len(set(owner)) >= 20 and np.mean(same) > least
-    assert set(np.unique(cells)) == set(np.unique(nuclei)) and (cells[nuclei > 0] == nuclei[nuclei > 0]).all(), "each cell has its own nucleus"
+    assert set(np.unique(cells)) == set(np.unique(nuclei))
+    assert (cells[nuclei > 0] == nuclei[nuclei > 0]).all(), "each cell has its own nucleus"
     assert ((cells > 0) == (truth > 0)).mean() > .85
 
 
-@pytest.mark.parametrize("field", [np.zeros((3, 64, 64)), np.full((3, 64, 64), 7), np.random.default_rng(0).poisson(100, (3, 128, 160)),
-                                   np.random.default_rng(1).normal(0, 1, (3, 128, 160))])
+@pytest.mark.parametrize("field", [
+    np.zeros((3, 64, 64)), np.full((3, 64, 64), 7), np.random.default_rng(0).poisson(100, (3, 128, 160)),
+    np.random.default_rng(1).normal(0, 1, (3, 128, 160))])
 def test_background_is_never_a_cell(field):
     nuclei, cells = segment_field(*field)
     assert not nuclei.any() and not cells.any()
@@ -175,10 +204,13 @@ def test_background_is_never_a_cell(field):
 # ------------------------------------------------------------------------------------------------ a plate
 
 def screen_plate(folder, shift=4, sites=2, n=10):
-    listed = rows(sites=sites)
-    fields = {i: simulate_field(n, (192, 224), r["compound"] if r["compound"] == "STA-1" else "DMSO", r["concentration"]*(r["compound"] == "STA-1"), seed=i, plate=r["replicate"])
-              for i, r in enumerate(listed)}
-    return write(tables(folder, listed), listed, lambda i, row: fields[i][0] << shift), {f"{r['plate']}/{r['well']}_s{1 + i % sites}": fields[i][1] for i, r in enumerate(listed)}
+    listed, fields, truth = rows(sites=sites), [], {}
+    for i, row in enumerate(listed):
+        given = ("STA-1", row["concentration"]) if row["compound"] == "STA-1" else ("DMSO", 0.)
+        field, labels = simulate_field(n, (192, 224), *given, seed=i, plate=row["replicate"])
+        fields.append(field << shift)
+        truth[f"{row['plate']}/{row['well']}_s{1 + i % sites}"] = labels
+    return write(tables(folder, listed), listed, lambda i, row: fields[i]), truth
 
 
 @pytest.fixture(scope="module")
@@ -188,18 +220,23 @@ def small(tmp_path_factory): return screen_plate(tmp_path_factory.mktemp("plates
 def test_a_plate_becomes_a_store_end_to_end(small, tmp_path, capsys):
     folder, truth = small
     cells = plate_cells(folder, tmp_path/"cells", 96, annotated=False, test_fraction=.5)
-    assert cells.channels == CHANNELS and cells.shape == (96, 96) and cells.voxel_um is None and cells.classes == ["DMSO", "Microtubule stabilizers", "no mechanism"]
-    assert {"cell_id", "structure", "compound", "concentration", "moa", "plate", "well", "batch", "replicate", "site"} <= set(cells.table)
+    assert cells.channels == CHANNELS and cells.shape == (96, 96) and cells.voxel_um is None
+    assert cells.classes == ["DMSO", "Microtubule stabilizers", "no mechanism"]
+    columns = "cell_id structure compound concentration moa plate well batch replicate site"
+    assert set(columns.split()) <= set(cells.table)
     assert (cells.table.groupby("plate").split.nunique() == 1).all() and set(cells.table.split) == {"train", "test"}
     told = cells.provenance["told"]
-    assert sum("16 bits hold 12, times 16, so full scale is 4,095" in t for t in told) == 2 and any("PD-98059" in t for t in told) and told[0] in capsys.readouterr().err
+    assert sum("16 bits hold 12, times 16, so full scale is 4,095" in t for t in told) == 2
+    assert any("PD-98059" in t for t in told) and told[0] in capsys.readouterr().err
     for site, labels in truth.items():
         found = cells.table[cells.table.cell_id.str.rsplit("_", n=1).str[0] == site]
         under = labels[found.centre_y.round().astype(int), found.centre_x.round().astype(int)]
-        assert (under > 0).all() and len(set(under)) >= len(under) - 1, "each crop is centred on a cell of its own, none on background"
+        assert (under > 0).all()
+        assert len(set(under)) >= len(under) - 1, "each crop is centred on a cell of its own, none on background"
         assert len(found) >= .5*(len(np.unique(labels)) - 1)
     images = cells.images[:]
-    assert (images.max((2, 3)) == 255).all() and np.median(centre := images[:, 0, 44:52, 44:52].mean((1, 2))) > 110 and centre.min() > 30
+    assert (images.max((2, 3)) == 255).all() and np.median(centre := images[:, 0, 44:52, 44:52].mean((1, 2))) > 110
+    assert centre.min() > 30
     assert Cells.open(tmp_path/"cells").table.equals(cells.table) and not list(tmp_path.glob(".*"))
 
 
@@ -208,7 +245,8 @@ def test_bits_workers_and_folders_do_not_change_the_cells(small, tmp_path):
     twelve, _ = screen_plate(tmp_path/"twelve", shift=0)
     a = plate_cells(folder, test_fraction=0, plates=["Week1_22123"])
     b = plate_cells(twelve, test_fraction=0, plates=["Week1_22123"], workers=2)
-    assert np.array_equal(a.images, b.images) and a.table.equals(b.table) and a.classes == ["DMSO", "Microtubule stabilizers"]
+    assert np.array_equal(a.images, b.images) and a.table.equals(b.table)
+    assert a.classes == ["DMSO", "Microtubule stabilizers"]
     fixed = plate_cells(folder, test_fraction=0, plates=["Week1_22123"], full=4095)
     tops = a.table.filter(like="full_").to_numpy()
     assert np.allclose(fixed.images.max((2, 3))/255*4095, tops, atol=9) and (fixed.table.full_dna == 4095).all()
@@ -219,7 +257,8 @@ def test_the_command_line_leaves_out_what_is_missing_only_when_told_to(small, tm
     shutil.copytree(small[0], folder)
     next((folder/"Week1_22141").glob("*.tif")).unlink()
     call = ["plates", str(folder), "--out", str(tmp_path/"cells"), "--plates", "Week1_22123,Week1_22141"]
-    assert main(call) == 2 and "1 of 12 sites lacks an image" in (said := capsys.readouterr().err) and said.count("\n") == 1 and not (tmp_path/"cells").exists()
+    assert main(call) == 2 and "1 of 12 sites lacks an image" in (said := capsys.readouterr().err)
+    assert said.count("\n") == 1 and not (tmp_path/"cells").exists()
     assert main([*call, "--allow-missing"]) == 0 and "1 of 12 sites" in capsys.readouterr().err
     assert len(Cells.open(tmp_path/"cells").provenance["missing"]) == 1
 
@@ -235,35 +274,44 @@ def test_one_plate_is_split_by_field(small, capsys):
 
 def test_empty_fields_give_no_cell(tmp_path):
     sites = rows()
-    write(tables(tmp_path, sites), sites, lambda i, row: np.random.default_rng(i).poisson(100, (3, 64, 80)).astype(np.uint16))
+    def dark(i, row): return np.random.default_rng(i).poisson(100, (3, 64, 80)).astype(np.uint16)
+    write(tables(tmp_path, sites), sites, dark)
     with pytest.raises(BadInput, match="no cell was found on 8 sites"): plate_cells(tmp_path, test_fraction=0)
 
 
 def test_a_place_that_holds_anything_else_is_not_touched(small, tmp_path, capsys):
     folder = tmp_path/"plates"; shutil.copytree(small[0], folder)
     kept = sorted(p.relative_to(folder) for p in folder.rglob("*"))
-    for out, says in ((folder, "files that are no store of cells"), (folder/"Week1_22123", "files that are no store of cells"),
-                      (folder/"BBBC021_v1_moa.csv", "is a file"), (folder/"BBBC021_v1_moa.csv"/"cells", "is a file")):
-        assert main(["plates", str(folder), "--out", str(out)]) == 2 and says in (said := capsys.readouterr().err) and said.count("\n") == 1
+    no_store, moa = "files that are no store of cells", folder/"BBBC021_v1_moa.csv"
+    places = {folder: no_store, folder/"Week1_22123": no_store, moa: "is a file", moa/"cells": "is a file"}
+    for out, says in places.items():
+        assert main(["plates", str(folder), "--out", str(out)]) == 2 and says in (said := capsys.readouterr().err)
+        assert said.count("\n") == 1
     with pytest.raises(BadInput, match="no store of cells"): crop_cells(folder, folder)
     assert sorted(p.relative_to(folder) for p in folder.rglob("*")) == kept
 
 
-@pytest.mark.parametrize("flags, says", [(["--size", "0"], "size 0 is no side"), (["--size", "-96"], "size -96"), (["--nucleus-px", "0"], "nucleus_px 0 is no"),
-                                         (["--nucleus-px", "nan"], "nucleus_px nan"), (["--workers", "0"], "0 workers")])
+@pytest.mark.parametrize("flags, says", [
+    (["--size", "0"], "size 0 is no side"), (["--size", "-96"], "size -96"), (["--workers", "0"], "0 workers"),
+    (["--nucleus-px", "0"], "nucleus_px 0 is no"), (["--nucleus-px", "nan"], "nucleus_px nan")])
 def test_numbers_that_make_no_sense(small, tmp_path, capsys, flags, says):
     assert main(["plates", str(small[0]), "--out", str(tmp_path/"cells"), *flags]) == 2
     assert says in (said := capsys.readouterr().err) and said.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-def test_a_batch_is_a_column_or_a_week_or_all(tmp_path):
-    for i, (plates, batches, expected, says) in enumerate(((("001", "B"), None, ["all", "all"], "the 2 plates count as one batch"), (("Week1_1", "B"), None, ["all", "all"], "one batch"),
-            (("Week1_1", "Week2_1"), None, ["Week1", "Week2"], "every plate is a batch of its own"), (("Week1_1", "Week1_2"), None, ["Week1"]*2, None),
-            (("Week1_1", "Week2_1"), ("x", "x"), ["x", "x"], None))):
-        sites = [r | (dict(Image_Metadata_Batch=batches[plates.index(r["plate"])]) if batches else {}) for r in rows(plates)]
-        table = read_plate_tables(write(tables(tmp_path/str(i), sites), sites))
-        told = " ".join(t for t in table.attrs["told"] if "batch" in t)
-        assert table.drop_duplicates("plate").batch.tolist() == expected and set(table.plate) == set(plates) and (says in told if says else not told)
+@pytest.mark.parametrize("plates, batches, expected, says", [
+    (("001", "B"), None, ["all", "all"], "the 2 plates count as one batch"),
+    (("Week1_1", "B"), None, ["all", "all"], "one batch"),
+    (("Week1_1", "Week2_1"), None, ["Week1", "Week2"], "every plate is a batch of its own"),
+    (("Week1_1", "Week1_2"), None, ["Week1", "Week1"], None),
+    (("Week1_1", "Week2_1"), ("x", "x"), ["x", "x"], None)])
+def test_a_batch_is_a_column_or_a_week_or_all(tmp_path, plates, batches, expected, says):
+    sites = rows(plates)
+    if batches: sites = [row | dict(Image_Metadata_Batch=batches[plates.index(row["plate"])]) for row in sites]
+    table = read_plate_tables(write(tables(tmp_path, sites), sites))
+    told = " ".join(t for t in table.attrs["told"] if "batch" in t)
+    assert table.drop_duplicates("plate").batch.tolist() == expected and set(table.plate) == set(plates)
+    assert says in told if says else not told
 
 
 def test_a_damaged_image_is_left_out_on_request_and_found_before_any_work(small, tmp_path, capsys, monkeypatch):
@@ -272,34 +320,46 @@ def test_a_damaged_image_is_left_out_on_request_and_found_before_any_work(small,
     call = ["plates", str(folder), "--out", str(tmp_path/"cells")]
     with monkeypatch.context() as m:
         m.setattr("integrated_cell.data.plates._look", None)
-        assert main(call) == 2 and f"{bad} cannot be read as TIFF" in (said := capsys.readouterr().err) and "fetch" not in said and said.count("\n") == 1
-    assert main([*call, "--allow-missing"]) == 0 and "1 of 8 sites holds a damaged image (1 file: Week1_22141/" in (said := capsys.readouterr().err) and "store.json (provenance.missing)" in said
+        assert main(call) == 2 and f"{bad} cannot be read as TIFF" in (said := capsys.readouterr().err)
+        assert "fetch" not in said and said.count("\n") == 1
+    assert main([*call, "--allow-missing"]) == 0
+    assert "1 of 8 sites holds a damaged image (1 file: Week1_22141/" in (said := capsys.readouterr().err)
+    assert "store.json (provenance.missing)" in said
     cells = Cells.open(tmp_path/"cells")
-    assert cells.provenance["missing"] == [f"Week1_22141/{bad.name}"] and cells.provenance["n_sites"] == 7 and cells.table.field.nunique() == 7
-    assert any("% of the cells are held out for testing where 10% was asked for" in t and "2 plates" in t for t in cells.provenance["told"])
+    assert cells.provenance["missing"] == [f"Week1_22141/{bad.name}"] and cells.provenance["n_sites"] == 7
+    assert cells.table.field.nunique() == 7
+    held_out = [t for t in cells.provenance["told"] if "% of the cells are held out for testing" in t]
+    assert "where 10% was asked for" in held_out[0] and "2 plates" in held_out[0]
     assert main([*call, "--allow-missing"]) == 0, "a store is made anew in its own place"
 
 
 def test_a_damaged_entry_of_a_zip_is_named(tmp_path):
     sites = rows(("P1",), GIVEN[:1])
-    plates, folder = write(tmp_path/"unpacked", sites, lambda i, r: np.full((3, 64, 64), i + 7, np.uint16)), tables(tmp_path/"zipped", sites)
+    def grey(i, row): return np.full((3, 64, 64), i + 7, np.uint16)
+    plates, folder = write(tmp_path/"unpacked", sites, grey), tables(tmp_path/"zipped", sites)
     name = f"P1/{sites[0]['actin']}"; content = (plates/name).read_bytes()
     with zipfile.ZipFile(folder/"P1.zip", "w") as z:
         for p in sorted(plates.rglob("*.tif")): z.write(p, p.relative_to(plates))
         at = z.getinfo(name).header_offset
-    raw = bytearray((folder/"P1.zip").read_bytes()); raw[at + 200 + len(content)//2] ^= 255; (folder/"P1.zip").write_bytes(raw)
-    with pytest.raises(BadInput, match=f"P1.zip/{name} cannot be read as TIFF .BadZipFile.") as e: plate_cells(folder, test_fraction=0)
+    raw = bytearray((folder/"P1.zip").read_bytes())
+    raw[at + 200 + len(content)//2] ^= 255; (folder/"P1.zip").write_bytes(raw)
+    with pytest.raises(BadInput, match=f"P1.zip/{name} cannot be read as TIFF .BadZipFile.") as e:
+        plate_cells(folder, test_fraction=0)
     assert "fetch" not in str(e.value)
 
 
 def test_damaged_images_are_named(tmp_path):
     sites = rows(sites=1)
-    write(tables(tmp_path, sites), sites, lambda i, row: np.random.default_rng(i).integers(0, 4096, (3, 32, 40)).astype(np.uint16))
+    def noise(i, row): return np.random.default_rng(i).integers(0, 4096, (3, 32, 40)).astype(np.uint16)
+    write(tables(tmp_path, sites), sites, noise)
     bad = tmp_path/"Week1_22123"/sites[0]["tubulin"]; whole = bad.read_bytes()
     for content in (whole[:len(whole)//2], b"", b"GIF89a"):
         bad.write_bytes(content)
-        with pytest.raises(BadInput, match=f"Week1_22123/{bad.name} cannot be read as TIFF"): plate_cells(tmp_path, tmp_path/"store")
-    for image, says in ((np.zeros((32, 40), np.float32), "is float32 of shape"), (np.zeros((2, 32, 40), np.uint16), "is uint16 of shape"), (np.zeros((31, 40), np.uint16), "must be of one size")):
+        with pytest.raises(BadInput, match=f"Week1_22123/{bad.name} cannot be read as TIFF"):
+            plate_cells(tmp_path, tmp_path/"store")
+    for image, says in ((np.zeros((32, 40), np.float32), "is float32 of shape"),
+                        (np.zeros((2, 32, 40), np.uint16), "is uint16 of shape"),
+                        (np.zeros((31, 40), np.uint16), "must be of one size")):
         tifffile.imwrite(bad, image, photometric="minisblack")
         with pytest.raises(BadInput, match=says): plate_cells(tmp_path, tmp_path/"store")
     assert not (tmp_path/"store").exists() and not list(tmp_path.glob(".store*"))
@@ -311,7 +371,9 @@ def original_crops(folder, n=12):
     sites = rows(plates=("Week4_1", "Week4_2"), given=GIVEN[:2], sites=1)
     x = np.random.default_rng(0).integers(1, 4096, (n, 68, 68, 3)).astype(np.uint16)*16
     for i in range(n):
-        row = sites[i % 4]; place = folder/"data_subset"/("DMSO" if row["compound"] == "DMSO" else "Protein synthesis"); place.mkdir(parents=True, exist_ok=True)
+        row = sites[i % 4]
+        place = folder/"data_subset"/("DMSO" if row["compound"] == "DMSO" else "Protein synthesis")
+        place.mkdir(parents=True, exist_ok=True)
         np.save(place/f"{row['dna'][:-4]}_{i}.npy", x[i])
     return tables(folder, sites), x
 
@@ -320,11 +382,15 @@ def test_originals_find_their_treatment_in_the_image_table(tmp_path):
     folder, x = original_crops(tmp_path)
     images, about = _crop_images(folder)
     order = about.cell_index.to_numpy()
-    assert np.array_equal(images, np.moveaxis(x[order], -1, 1)[:, [0, 2, 1]]//16) and set(about.plate) == {"Week4_1", "Week4_2"} and set(about.batch) == {"Week4"}
+    assert np.array_equal(images, np.moveaxis(x[order], -1, 1)[:, [0, 2, 1]]//16)
+    assert set(about.plate) == {"Week4_1", "Week4_2"} and set(about.batch) == {"Week4"}
     cells = crop_cells(folder, tmp_path/"store", test_fraction=.5)
-    assert cells.shape == (68, 68) and cells.classes == ["DMSO", "Microtubule stabilizers"] and (cells.table.groupby("plate").split.nunique() == 1).all()
-    assert np.allclose(cells.images[:]/255*cells.table.filter(like="full_").to_numpy()[..., None, None], images, atol=8.1)
-    assert np.array_equal(crop_cells(folder, full=4095, test_fraction=.5).images, np.rint(images/np.float32(4095)*255).astype(np.uint8))
+    assert cells.shape == (68, 68) and cells.classes == ["DMSO", "Microtubule stabilizers"]
+    assert (cells.table.groupby("plate").split.nunique() == 1).all()
+    full = cells.table.filter(like="full_").to_numpy()[..., None, None]
+    assert np.allclose(cells.images[:]/255*full, images, atol=8.1)
+    fixed = crop_cells(folder, full=4095, test_fraction=.5)
+    assert np.array_equal(fixed.images, np.rint(images/np.float32(4095)*255).astype(np.uint8))
 
 
 def test_bad_crops(tmp_path):
@@ -341,7 +407,7 @@ def test_bad_crops(tmp_path):
     with pytest.raises(BadInput, match="cells.* cannot be read"): crop_cells(folder)
 
 
-@real
+@needs("bbbc021_cells")
 def test_bbbc021_cells_is_its_originals(tmp_path, monkeypatch):
     monkeypatch.setenv("INTEGRATED_CELL_CACHE", str(tmp_path/"cache"))
     folder = fetch("bbbc021_cells"); sums = read_source("bbbc021_cells").files.set_index("path").sha256
@@ -351,7 +417,8 @@ def test_bbbc021_cells_is_its_originals(tmp_path, monkeypatch):
     for i in range(0, len(table), 16):
         file = io.BytesIO(); np.save(file, raw[i])
         assert hashlib.sha256(file.getvalue()).hexdigest() == sums[table.path[i]]
-    assert (about["compound"] == "DMSO").sum() == 1500 and about.plate.nunique() == 6 and set(about.concentration[about["compound"] != "DMSO"]) == {5, 15, 50}
+    assert (about["compound"] == "DMSO").sum() == 1500 and about.plate.nunique() == 6
+    assert set(about.concentration[about["compound"] != "DMSO"]) == {5, 15, 50}
     assert about.groupby("well").concentration.nunique().eq(1).all(), "the confound: a well is a dose"
 
 
@@ -370,10 +437,12 @@ def segmented(n=6, size=(9, 60, 90)):
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_segmented_field_goes_through_the_same_door(flat, tmp_path):
     cells, nuclei, dots = (a.max(0) if flat else a for a in segmented())
-    n = cells.ndim
-    store = field_cells(cells, nuclei, dict(membrane=None, structure=dots, dna=None), (.3,)*n, .3, (12, 24, 32)[-n:], "TOM20", tmp_path/"store", name="fov")
-    assert len(store) == 6 and store.classes == ["TOM20"] and store.channels == ("membrane", "structure", "dna") and store.voxel_um == (.3,)*n
-    assert store.table.cell_id.tolist() == [f"fov_{k}" for k in range(1, 7)] and not store.provenance["incomplete"] and not store.provenance["left_out"]
+    n, channels = cells.ndim, dict(membrane=None, structure=dots, dna=None)
+    store = field_cells(cells, nuclei, channels, (.3,)*n, .3, (12, 24, 32)[-n:], "TOM20", tmp_path/"store", "fov")
+    assert len(store) == 6 and store.classes == ["TOM20"] and store.channels == ("membrane", "structure", "dna")
+    assert store.voxel_um == (.3,)*n
+    assert store.table.cell_id.tolist() == [f"fov_{k}" for k in range(1, 7)] and not store.provenance["incomplete"]
+    assert not store.provenance["left_out"]
     for i, x in enumerate(store.images):
         assert np.abs(np.array(ndimage.center_of_mass(x[2] > 127)) - (np.array(x.shape[1:]) - 1)/2).max() < .6
         assert abs((x[0] > 127).sum()/(cells == i + 1).sum() - 1) < .1
@@ -383,21 +452,27 @@ def test_cells_of_a_segmented_field_that_cannot_be_used(tmp_path):
     cells, nuclei, dots = segmented()
     cut, alone = cells.copy(), nuclei.copy()
     cut[:, :8] = 0; cut = cut[:, 8:]; alone = alone[:, 8:]; alone[alone == 5] = 0
-    store = field_cells(cut, alone, dict(membrane=None, structure=dots[:, 8:], dna=None), (.3,)*3, .3, (12, 24, 32), "TOM20")
-    assert [(e["cell_id"], e["why"]) for e in store.provenance["incomplete"]] == [*((f"field_{k}", "the border of the field cuts it") for k in (1, 2, 3)), ("field_5", "it has no nucleus")]
-    assert len(field_cells(cut, alone, dict(membrane=None, structure=dots[:, 8:], dna=None), (.3,)*3, .3, (12, 24, 32), "TOM20", whole=False)) == 5
     channels, tight = dict(membrane=None, structure=dots, dna=None), ((.3,)*3, .3, (12, 24, 32), "TOM20")
-    for bad, says in (((cells*1., nuclei, channels), "whole numbers"), ((cells, nuclei[:, 1:], channels), "must agree"), ((cells*0, nuclei, channels), "no cell"),
-                      ((cells, nuclei*0, channels), "none of its 6 cells"), ((cells, nuclei, dict(channels, structure=dots[0])), "channel structure has shape")):
+    cut_channels = dict(channels, structure=dots[:, 8:])
+    store = field_cells(cut, alone, cut_channels, *tight)
+    bordering = [dict(cell_id=f"field_{k}", why="the border of the field cuts it") for k in (1, 2, 3)]
+    assert store.provenance["incomplete"] == [*bordering, dict(cell_id="field_5", why="it has no nucleus")]
+    assert len(field_cells(cut, alone, cut_channels, *tight, whole=False)) == 5
+    for bad, says in (((cells*1., nuclei, channels), "whole numbers"), ((cells, nuclei[:, 1:], channels), "must agree"),
+                      ((cells*0, nuclei, channels), "no cell"), ((cells, nuclei*0, channels), "none of its 6 cells"),
+                      ((cells, nuclei, dict(channels, structure=dots[0])), "channel structure has shape")):
         with pytest.raises(BadInput, match=says): field_cells(*bad, *tight)
-    with pytest.raises(BadInput, match="none of 6 cells fits"): field_cells(cells, nuclei, channels, (.3,)*3, .3, (2, 4, 4), "TOM20")
+    with pytest.raises(BadInput, match="none of 6 cells fits"):
+        field_cells(cells, nuclei, channels, (.3,)*3, .3, (2, 4, 4), "TOM20")
 
 
-@fov
+@needs("hipsc_fov")
 def test_the_field_of_hipsc(tmp_path, monkeypatch):
     monkeypatch.setenv("INTEGRATED_CELL_CACHE", str(tmp_path/"cache"))
     folder = fetch("hipsc_fov")
-    cells, nuclei, structure = (tifffile.imread(next(folder.rglob(f"*_{c}_segmentation.tiff"))).max(0) for c in ("cell", "nucleus", "structure"))
-    store = field_cells(cells, nuclei, dict(membrane=None, structure=structure, dna=None), (.108, .108), .317, (96, 192), "TOM20")
-    assert len(store) + len(store.provenance["left_out"]) + len(store.provenance["incomplete"]) == 13 and len(store) >= 11
+    def flat(name): return tifffile.imread(next(folder.rglob(f"*_{name}_segmentation.tiff"))).max(0)
+    channels = dict(membrane=None, structure=flat("structure"), dna=None)
+    store = field_cells(flat("cell"), flat("nucleus"), channels, (.108, .108), .317, (96, 192), "TOM20")
+    assert len(store) + len(store.provenance["left_out"]) + len(store.provenance["incomplete"]) == 13
+    assert len(store) >= 11
     assert (store.images[:, 1].max((1, 2)) == 255).all()

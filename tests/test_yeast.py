@@ -1,11 +1,13 @@
-"The simulated yeast as an instrument: same bytes, any shape, channels that are independent given the cell, known habits"
+"The simulated yeast as an instrument: same bytes, any shape, channels independent given the cell, known habits"
 import numpy as np
-import pandas as pd
 import pytest
 
 from integrated_cell.data.cells import Cells
 from integrated_cell.results import BadInput
-from integrated_cell.simulation.yeast import PROTEINS, SIX, cell_channels, draw_rod, expected, resample_green, simulate_yeast
+from integrated_cell.data.pairs import SIX
+from integrated_cell.simulation.yeast import (
+    PROTEINS, cell_channels, draw_rod, expected, resample_green, simulate_yeast,
+)
 
 
 def at(t, name, n=20):
@@ -16,7 +18,8 @@ def at(t, name, n=20):
 
 def test_same_bytes_whatever_the_number_and_the_place(tmp_path):
     a, b = simulate_yeast(40, seed=3), simulate_yeast(60, seed=3, path=tmp_path/"cells")
-    assert np.array_equal(a.images, b.images[:40]) and a.channels == ("red", "green") and a.images.shape == (40, 2, 48, 80)
+    assert np.array_equal(a.images, b.images[:40]) and a.channels == ("red", "green")
+    assert a.images.shape == (40, 2, 48, 80)
     assert a.table.drop(columns="split").equals(b.table[:40].drop(columns="split"))
     assert not np.array_equal(a.images, simulate_yeast(40, seed=4).images)
     again = Cells.open(tmp_path/"cells")
@@ -27,8 +30,10 @@ def test_channels_of_one_cell_are_those_of_the_store_and_independent_of_one_anot
     cells = simulate_yeast(16, seed=2)
     for i in range(16):
         every = cell_channels(cells, i, PROTEINS, camera=True)
-        assert every.dtype == np.uint8 and np.array_equal(every[[0, 1 + PROTEINS.index(cells.table.structure[i])]], cells[i])
-        assert np.array_equal(cell_channels(cells, i, ("Tea1", "Arp3")), cell_channels(cells, i, PROTEINS)[[0, 1 + PROTEINS.index("Tea1"), 1 + PROTEINS.index("Arp3")]])
+        assert every.dtype == np.uint8
+        assert np.array_equal(every[[0, 1 + PROTEINS.index(cells.table.structure[i])]], cells[i])
+        some = [0, 1 + PROTEINS.index("Tea1"), 1 + PROTEINS.index("Arp3")]
+        assert np.array_equal(cell_channels(cells, i, ("Tea1", "Arp3")), cell_channels(cells, i, PROTEINS)[some])
     x, seen = cell_channels(cells, 1, SIX), cell_channels(cells, 1, SIX, camera=True)
     assert x.dtype == np.float32 and x.max() <= .9 + 1e-6 and np.abs(x - seen/255).mean() < .02
 
@@ -36,7 +41,8 @@ def test_channels_of_one_cell_are_those_of_the_store_and_independent_of_one_anot
 def test_resampling_changes_u_alone():
     cells = simulate_yeast(16, seed=2)
     a = resample_green(cells, 3, "Sid2", 4, seed=1)
-    assert np.array_equal(a[:2], resample_green(cells, 3, "Sid2", 2, seed=1)) and not np.array_equal(a, resample_green(cells, 3, "Sid2", 4, seed=2))
+    assert np.array_equal(a[:2], resample_green(cells, 3, "Sid2", 2, seed=1))
+    assert not np.array_equal(a, resample_green(cells, 3, "Sid2", 4, seed=2))
     assert resample_green(cells, 3, "Sid2", 1, camera=True).dtype == np.uint8
     for name in PROTEINS:
         x = resample_green(cells, 5, name, 30)
@@ -48,7 +54,8 @@ def test_resampling_changes_u_alone():
 
 def test_every_protein_varies_with_the_cell_more_than_the_red_does_with_u():
     rod = draw_rod(.5, np.random.default_rng(0))
-    draws = {name: np.stack([expected(rod, name, np.random.default_rng(i)) for i in range(10)]) for name in ("red", *PROTEINS)}
+    def drawn(name): return np.stack([expected(rod, name, np.random.default_rng(i)) for i in range(10)])
+    draws = {name: drawn(name) for name in ("red", *PROTEINS)}
     sd = {name: x.std(0).mean()/x.mean() for name, x in draws.items()}
     assert sd["red"] < min(sd[name] for name in ("Alp14", "Arp3", "Fim1", "Tea1", "Tea4"))
 
@@ -92,8 +99,11 @@ def test_population_is_of_all_ages_and_each_protein_as_often():
 
 def test_bad_input_is_told_in_one_sentence():
     cells = simulate_yeast(2, (24, 40), proteins=("Arp3",))
-    for wrong in (lambda: simulate_yeast(0), lambda: simulate_yeast(4, proteins=("Arp3", "Actin")), lambda: simulate_yeast(4, (16, 24, 32)), lambda: simulate_yeast(4, (4, 4)),
-                  lambda: simulate_yeast(4, proteins=()), lambda: cell_channels(cells, 2), lambda: resample_green(cells, 0, "GFP", 1)):
-        with pytest.raises(BadInput): wrong()
-    real = Cells.create(None, cells.images, pd.DataFrame(cells.table[["cell_id", "structure"]]), (.1, .1), ("red", "green"), {}, test_fraction=0)
+    for wrong in (dict(n=0), dict(proteins=("Arp3", "Actin")), dict(proteins=()), dict(shape=(16, 24, 32)),
+                  dict(shape=(4, 4))):
+        with pytest.raises(BadInput): simulate_yeast(**dict(n=4) | wrong)
+    with pytest.raises(BadInput): cell_channels(cells, 2)
+    with pytest.raises(BadInput): resample_green(cells, 0, "GFP", 1)
+    table = cells.table[["cell_id", "structure"]].copy()
+    real = Cells.create(None, cells.images, table, (.1, .1), ("red", "green"), {}, test_fraction=0)
     with pytest.raises(BadInput, match="not simulated"): cell_channels(real, 0)
