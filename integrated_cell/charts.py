@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'SYMBOLS', 'table', 'intervals', 'dots', 'along', 'boxes', 'ridges', 'heat', 'scatter', 'curves',
-           'confusion', 'latent', 'pictures']
+           'confusion', 'latent', 'pictures', 'paths', 'strips']
 
 # %% ../nbs/03_charts.ipynb #ddcb3874
 import math
@@ -355,3 +355,54 @@ def pictures(
     cells = [x for row in rows.values() for x in [*row, *[None]*(ncols - len(row))]]
     names = [textwrap.fill(name, wide) for name in rows]
     return show_cells(cells, titles, names, voxel_um, ncols, **kwargs)
+
+# %% ../nbs/03_charts.ipynb #409839f7
+@_unless_empty
+def paths(
+    t: pd.DataFrame,  # x, y and the group of every point, groups in their order
+    lines: Mapping[str, np.ndarray],  # name of a path: (n, 2) its points
+    marks: pd.DataFrame,  # x, y and the group of the landmarks, in the order of the groups
+    xlabel: str,
+    ylabel: str,
+    group: str = "stage",  # column
+) -> Figure:
+    "Paths over a cloud of points"
+    names = list(marks[group])
+    colours = dict(zip(names, sns.color_palette("viridis", len(names))))
+    fig, ax = plt.subplots(figsize=(_WIDTH, 4), layout="constrained")
+    for i, (name, colour) in enumerate(colours.items(), 1):
+        of = t[t[group] == name]
+        ax.scatter(of.x, of.y, s=10, color=colour, alpha=.6, lw=0, label=f"{i} {name}")
+    for (name, line), style in zip(lines.items(), ("-", ":", "--", "-.")):
+        ax.plot(*np.asarray(line).T, style, color="0.2", lw=1.2, label=name)
+    for i, (x, y, name) in enumerate(zip(marks.x, marks.y, names), 1):
+        ax.plot(x, y, "o", ms=13, mfc="white", mec=colours[name], mew=2)
+        ax.text(x, y, i, ha="center", va="center", fontsize=8)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.legend(loc="center left", bbox_to_anchor=(1, .5))
+    plt.close(fig)
+    return fig
+
+# %% ../nbs/03_charts.ipynb #a9e82464
+@_unless_empty
+def strips(
+    t: pd.DataFrame,  # long: value between 0 and 1
+    x: str,  # column along the strip, numbers
+    y: str,  # column with a row each, the first at the bottom
+    panel: str,  # column with a strip each
+    label: str,  # of the colour bar
+    xlabel: str,
+) -> Figure:
+    "Strips of colour, one below the other: what changes along a walk"
+    names, rows = (list(dict.fromkeys(t[c])) for c in (panel, y))
+    fig, axes = plt.subplots(len(names), 1, figsize=(_WIDTH, .6 + (.3 + .13*len(rows))*len(names)), sharex=True,
+                             layout="constrained", squeeze=False)
+    for name, ax in zip(names, axes.flat):
+        p = t[t[panel] == name].pivot(index=y, columns=x, values="value").loc[rows]
+        image = ax.imshow(p, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest", origin="lower")
+        ax.set(title=name, yticks=range(len(rows)), yticklabels=rows)
+        ax.tick_params(axis="y", labelsize=7)
+    axes[-1, 0].set_xlabel(xlabel)
+    fig.colorbar(image, ax=axes, label=label, shrink=.6)
+    plt.close(fig)
+    return fig
