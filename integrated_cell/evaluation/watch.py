@@ -6,6 +6,7 @@
 __all__ = ['rebuilding', 'telling_apart', 'drawing', 'of_cytogan']
 
 # %% ../../nbs/87_evaluation.watch.ipynb #dd71e1a9
+from contextlib import nullcontext
 from typing import Callable, Mapping
 
 import numpy as np
@@ -18,6 +19,7 @@ from .metrics import in_batches
 from ..profiling.cytogan import CytoGan, sample
 from ..synthesis.families import Pair, draw
 from ..synthesis.gan import Gan
+from ..training.norms import settled, some_batches
 
 # %% ../../nbs/87_evaluation.watch.ipynb #0219deeb
 def _first(model: nn.Module, x: Tensor) -> Tensor:
@@ -29,13 +31,15 @@ def rebuilding(
     channels: slice | list[int] = slice(None),  # what the model is shown and shall rebuild, e.g. `CHANNELS_R`
     rebuild: Callable = _first,  # (model, x) -> x_hat in [0, 1]
     batch_size: int = 32,
+    n_settle: int = 0,  # batches of training cells on which the norms are settled for the while (`training.norms`)
 ) -> Callable | None:  # watch(model) -> nats a voxel; None: no validation cells
     "Mean cross-entropy of rebuilt validation cells (eq. 4)"
     rows = cells.rows("validation")
+    def of(model, x): return F.binary_cross_entropy(rebuild(model, x), x, reduction="none").flatten(1).mean(1)
     def watch(model: nn.Module) -> float:
-        def loss(x): return F.binary_cross_entropy(rebuild(model, x[:, channels]), x[:, channels], reduction="none")
-        device = next(model.parameters()).device
-        return in_batches(lambda x: loss(x).flatten(1).mean(1), cells, rows, batch_size, device).mean().item()
+        some, device = some_batches(cells, n_settle, batch_size, channels), next(model.parameters()).device
+        with settled(model, some, rebuild) if n_settle else nullcontext():
+            return in_batches(lambda x: of(model, x[:, channels]), cells, rows, batch_size, device).mean().item()
     return watch if len(rows) else None
 
 # %% ../../nbs/87_evaluation.watch.ipynb #67b45e53

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..training.batch import share
-from ..training.losses import bce, mse, nll
+from ..training.losses import bce, far, mse, nll
 from ..training.networks import Dec, DecD, Enc, EncD
 from .reference import CHANNELS_R, Reference, descend, together
 
@@ -85,6 +85,7 @@ def step(
     enc_r: nn.Module,  # of phase 1, frozen: gives the target z_r
     gamma_enc: float = 1e-4,  # weight of the encoding adversary (section 3.3)
     gamma_dec: float = 1e-5,  # weight of the decoding adversary (section 3.3)
+    gamma_far: float = 0.,  # weight that holds codes within 3 sd of the prior (the paper: 0)
 ) -> dict[str, Tensor]:  # named losses, 0-d
     "One round of Algorithm 2, with eqs 17 and 18 as descent"
     enc_rs, dec_rs, x, y = nets["enc_rs"], nets["dec_rs"], batch["x"], batch["y"]
@@ -103,7 +104,8 @@ def step(
         loss_dec_rs = nll(nets["dec_d_rs"].module(dec), y) + nll(nets["dec_d_rs"].module(gen), y_gen)
     fabric.backward(loss_x_rs, inputs=codes_dec, retain_graph=True)
     through_codes = sum((d.grad*c).sum() for d, c in zip(codes_dec, codes))  # its gradient in Enc^{r,s} is that of loss_x_rs
-    descend(fabric, enc_rs, opts["enc_rs"], through_codes + loss_z_r + loss_y + gamma_enc*loss_enc_s)
+    of_codes = loss_z_r + loss_y + gamma_enc*loss_enc_s + gamma_far*far(z_s)
+    descend(fabric, enc_rs, opts["enc_rs"], through_codes + of_codes)
     descend(fabric, dec_rs, opts["dec_rs"], loss_x_rs + gamma_dec*loss_dec_rs)
     return {n: v.detach() for n, v in dict(loss_x_rs=loss_x_rs, loss_z_r=loss_z_r, loss_y=loss_y, loss_enc_d_s=loss_enc_d_s,
                                            loss_dec_d_rs=loss_dec_d_rs, loss_enc_s=loss_enc_s, loss_dec_rs=loss_dec_rs).items()}

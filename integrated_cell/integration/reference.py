@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..training.batch import share
-from ..training.losses import bce
+from ..training.losses import bce, far
 from ..training.networks import Dec, DecD, Enc, EncD
 
 # %% ../../nbs/50_integration.reference.ipynb #846789b1
@@ -79,6 +79,7 @@ def step(
     fabric,  # lightning Fabric
     gamma_enc: float = 1e-4,  # weight of the encoding adversary (section 3.3)
     gamma_dec: float = 1e-5,  # weight of the decoding adversary (section 3.3)
+    gamma_far: float = 0.,  # weight that holds codes within 3 sd of the prior (the paper: 0)
 ) -> dict[str, Tensor]:  # named losses, 0-d
     "One round of Algorithm 1, with eqs 15 and 16 as descent"
     enc_r, dec_r, enc_d_r, dec_d_r = (nets[n] for n in ("enc_r", "dec_r", "enc_d_r", "dec_d_r"))
@@ -101,7 +102,8 @@ def step(
         loss_enc_r = bce(together(enc_d_r.module, z_r_gen, z_r)[1], GEN)
         loss_dec_r = bce(dec_d_r.module(dec), OBS) + bce(dec_d_r.module(gen), OBS)
     fabric.backward(loss_x_r, inputs=[z_dec], retain_graph=True)
-    descend(fabric, enc_r, opts["enc_r"], (z_dec.grad*z_r).sum() + gamma_enc*loss_enc_r)
+    of_codes = gamma_enc*loss_enc_r + gamma_far*far(z_r)
+    descend(fabric, enc_r, opts["enc_r"], (z_dec.grad*z_r).sum() + of_codes)
     descend(fabric, dec_r, opts["dec_r"], loss_x_r + gamma_dec*loss_dec_r)
     return {k: v.detach() for k, v in dict(loss_x_r=loss_x_r, loss_enc_d_r=loss_enc_d_r, loss_dec_d_r=loss_dec_d_r,
                                            loss_enc_r=loss_enc_r, loss_dec_r=loss_dec_r).items()}
