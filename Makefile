@@ -6,6 +6,7 @@ PYTHON ?= python3.11
 PIP    ?=
 BIN    := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help env book test bench read publish clean
@@ -27,7 +28,8 @@ book: env ## run a config's chapters, those that changed, and build its book; pr
 	@echo results/$(CONFIG)/book/index.html
 
 test: env ## all tests: the lesson cells of the library notebooks, then tests/
-	nbdev_test --path nbs --n_workers $(CORES)
+	each=$$($(BIN)/python -c "import os; print(max(1, len(os.sched_getaffinity(0))//$(CORES)))"); \
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$each} nbdev_test --path nbs --n_workers $(CORES)
 	pytest -q tests
 
 bench: env ## the benchmarks, each with its numbers (never timed tests)

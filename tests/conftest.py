@@ -11,6 +11,7 @@ import nbformat
 import pytest
 import yaml
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before a test loads torch: threads that wait leave their core to others
 PROJECT = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 

@@ -1,10 +1,11 @@
 "What runs again after a change, and what stops a run with one sentence"
 import json
 import re
+import subprocess
 
 import nbformat
 import pytest
-from conftest import one_sentence, run, set_config, write_chapter
+from conftest import ENV, one_sentence, run, set_config, write_chapter
 
 LAST = "results/toy/classification/metrics.json"
 ALL = ["data", "reference", "conditional", "classification"]
@@ -151,3 +152,12 @@ def test_every_real_config_fits_the_notebooks():
     from integrated_cell.workflow import declared, read_config
     for notebook in (PROJECT/"nbs/experiments").glob("*.ipynb"): assert list(declared(notebook))[:2] == ["results", "seed"], notebook
     for config in (PROJECT/"config").glob("*.yaml"): assert read_config(config)["chapters"][0] == "data"
+
+
+@pytest.mark.parametrize("said, found", [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_leave_their_core_to_others(study, said, found):
+    "unless the user has said otherwise"
+    write_chapter(study, "data", 'import os\nfactor = os.environ["OMP_WAIT_POLICY"]')
+    env = {k: v for k, v in ENV.items() if k != "OMP_WAIT_POLICY"} | ({"OMP_WAIT_POLICY": said} if said else {})
+    subprocess.run(["integrated-cell", "chapter", "data", "--config", "config/toy.yaml"], cwd=study, env=env, check=True, capture_output=True)
+    assert json.loads((study/"results/toy/data/metrics.json").read_text())["factor"] == found
