@@ -16,7 +16,8 @@ from record import ROOT, record
 
 from integrated_cell.workflow import read_config
 
-MODULES = ("results", "manifest", "cells", "plot", "simulate", "prepare", "features", "profiling", "workflow", "book", "app", "train")
+MODULES = ("results", "data.manifest", "data.cells", "plot", "simulation.stem", "data.prepare", "profiling.features",
+           "profiling.profiles", "workflow", "book", "app", "training.train")
 ENV = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 

@@ -5,8 +5,11 @@ import sys
 
 from conftest import ENV
 
-NO_TORCH = ["results", "manifest", "cells", "plot", "shapes", "structures", "simulate", "workers", "prepare", "yeast", "pairs", "features", "mcf7",
-            "screen", "plates", "profiling", "across", "workflow", "book", "app"]
+NO_TORCH = [
+    "results", "plot", "data.archive", "data.manifest", "data.workers", "data.stack", "data.prepare", "data.pairs",
+    "data.sites", "data.plates", "data.cells", "simulation.camera", "simulation.shapes", "simulation.structures",
+    "simulation.stem", "simulation.yeast", "simulation.mcf7", "simulation.screen", "profiling.features",
+    "profiling.profiles", "profiling.across", "workflow", "book", "app"]
 HEAVY = {"torch", "lightning", "bioio", "dask", "ome_types", "papermill", "snakemake"}
 
 
