@@ -1,11 +1,15 @@
 "Samples of the truth: kept, resumed, refused; statistics against SciPy; the Direct network in 2D"
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from integrated_cell.evaluation import truth
-from integrated_cell.results import BadInput
+from integrated_cell.integration.walks import staged
+from integrated_cell.results import BadInput, write_json
 from integrated_cell.simulation.stem import resample_structure, simulate_cells
 
 
@@ -79,3 +83,36 @@ def test_direct_in_any_shape(shape):
     direct = truth.Direct(shape, 3, 5, .1).eval()
     with torch.no_grad(): x_hat = direct(torch.rand(2, 2, *shape), torch.tensor([0, 2]))
     assert x_hat.shape == (2, *shape) and ((x_hat > 0) & (x_hat < 1)).all()
+
+
+def comparison(folder, **chapters):
+    "Execute the chapter `comparison` over what some chapters wrote; its metrics"
+    root, names = Path(__file__).parents[1], {}
+    for name, said in chapters.items():
+        (folder/name).mkdir(parents=True)
+        write_json(folder/name/"metrics.json", said)
+    for c in json.loads((root/"nbs/experiments/comparison.ipynb").read_text())["cells"]:
+        if c["cell_type"] != "code": continue
+        exec("".join(c["source"]), names)
+        if "parameters" in c["metadata"].get("tags", []):
+            names |= dict(results=str(folder), aims=str(root/"bench/aims.csv"))
+    return json.loads((folder/"comparison/metrics.json").read_text())
+
+
+def test_comparison_reads_what_there_is(tmp_path, capsys):
+    prior = {p: dict(log_density_z_r_test=v, log_density_z_s_test=v) for p, v in (("normal", -2.), ("flow", .5))}
+    alone = comparison(tmp_path/"alone", prior=dict(by_prior=prior))
+    assert alone["n_compared"] == alone["n_flow_better"] == 2 and alone["aims_both"] == alone["n_apart"] == 0
+    named = dict(accuracy=.98, accuracy_low=.96, accuracy_high=.99, macro_recall=.94, min_test_per_class=31)
+    leak = {p: dict(leakage=v, leakage_interval=[v - .01, v + .01]) for p, v in (("normal", .9), ("flow", .19))}
+    more = comparison(tmp_path/"more", prior=dict(by_prior=prior), classification=named,
+                      latent=dict(by_prior=leak, chance=.1, leakage_neighbours=dict(normal=.8, flow=.4)))
+    assert more["aims_both"] == 3 and more["reached_both"] == 2
+    assert more["reached_flow"] == 1 and more["n_crossed"] == 1
+    assert more["n_apart"] == more["n_apart_flow_better"] == 1 and "calibration" in more["without"]
+    with pytest.raises(BadInput, match="'prior' has not run"): comparison(tmp_path/"nothing")
+
+
+def test_cells_without_stages_are_refused(cells):
+    plain = type("Cells", (), dict(path="store", table=cells.table.drop(columns="stage")))()
+    with pytest.raises(BadInput, match="carry no stage"): staged(plain, ["interphase"])
