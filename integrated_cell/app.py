@@ -7,6 +7,7 @@ __all__ = ['write_ome', 'reference_channels', 'read_reference', 'read_codes', 'i
 
 # %% ../nbs/93_app.ipynb #324518d1
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -207,6 +208,7 @@ def main(
     argv: list | None = None,  # None: the command line's
 ) -> int:  # exit status
     "Run a command; what a person can mend is told in one sentence"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: threads that wait leave their core to others
     a = parser().parse_args(argv)
     try: a.run(a)
     except BadInput as e:

@@ -163,8 +163,10 @@ def along(
             if {"low", "high"} <= {*t}: ax.fill_between(of[x], of.low.astype(float), of.high.astype(float), color=look["color"], alpha=.15, lw=0)
         ax.set(xlabel=xlabel, ylabel=ylabel, **{f"{a}scale": "log" for a in log})
     if len(kinds) > 1: fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(kinds)))
-    if sharex:
-        for ax in axes: ax.label_outer()
+    for i, ax in enumerate(axes):  # labels where an axis is not that of its neighbour
+        low, left = i + min(ncols, len(axes)) >= len(axes), i % ncols == 0
+        ax.tick_params(labelbottom=low or not sharex, labelleft=left or not share)
+        ax.set(xlabel=xlabel if low else "", ylabel=ylabel if left else "")
     plt.close(fig)
     return fig
 
@@ -256,7 +258,8 @@ def scatter(
     fig, ax = plt.subplots(figsize=(5 if hue else 4, 3.4), layout="constrained")
     sns.scatterplot(t, x=x, y=y, hue=hue, style=hue, s=18, alpha=.75, linewidth=0, ax=ax)
     ax.set(xlabel=xlabel or x, ylabel=ylabel or y, **{f"{a}scale": "log" for a in log})
-    if diagonal: ax.axline((float(t[x].min()),)*2, slope=1, color="grey", ls="--", lw=1, zorder=0)
+    least = float(t[x].min())
+    if diagonal: ax.axline((least,)*2, (2*abs(least) + 1,)*2, color="grey", ls="--", lw=1, zorder=0)
     if hue: sns.move_legend(ax, "center left", bbox_to_anchor=(1, .5), title=None, handletextpad=.1)
     plt.close(fig)
     return fig

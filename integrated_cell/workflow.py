@@ -234,6 +234,7 @@ def run_chapter(
 ) -> Path:  # results/<config>/<chapter>
     "Execute a chapter from the project's root; its prose gets its numbers, and it is kept whatever comes of it"
     import papermill
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the kernel: threads that wait leave their core to others
     config, started = read_config(config_path), time.time()
     values, notebook = parameters(config, chapter, changed), config["root"]/"nbs/experiments"/f"{chapter}.ipynb"
     out = config["root"]/values["results"]/chapter

@@ -89,9 +89,9 @@ def paired_cells(
     path: str | Path | None = None,  # where the store shall stand, None: in memory
     test_fraction: float = .2,  # share of each protein held out, in whole fields
     split_seed: int = 0,  # another seed is another split
-    validation_fraction: float = 0.,  # share of the others that is kept for watching a training
     proteins: Sequence[str] | None = None,  # None: all
     pixel_um: float | None = None,  # size of a pixel, for scale bars; None or 0: unknown
+    validation_fraction: float = 0.,  # share of the others that is kept for watching a training
 ) -> Cells:  # channels red (RFP in the cytosol) and green (the protein), 64 x 64
     "Budding yeast with five proteins (Lu et al. 2019), split by field of view"
     images, table = paired_images(folder)

@@ -159,7 +159,7 @@ def spread_out(
     t = pairs[pairs.kind.isin(kinds) & (pairs.split == split)][["kind", "structure", "quantiles"]]
     return t.explode("quantiles").rename(columns={"quantiles": "value"}).dropna().astype({"value": float})
 
-# %% ../../nbs/74_evaluation.distribution.ipynb #d1839c43
+# %% ../../nbs/74_evaluation.distribution.ipynb #e1ec06ea
 LOOKERS = {"own": "its own encoder", "judge": "judge"}  # attributes of `Seen`
 
 
@@ -195,9 +195,12 @@ def inception_by_structure(
     return pd.DataFrame(rows)
 
 
-def surest(s: Seen) -> np.ndarray:  # (K, K) p(y|x) of the image of each structure of which the encoder is surest
+def surest(
+    p: np.ndarray,  # (n, K) p(y|x)
+    y: np.ndarray,  # (n,) structure of each image
+) -> np.ndarray:  # (K, K) p(y|x) of the image of each structure of which the network is surest
     "One image a structure: all that the inception score asks for"
-    return np.stack([s.own[s.y == c][s.own[s.y == c, c].argmax()] for c in np.unique(s.y)])
+    return np.stack([p[y == c][p[y == c, c].argmax()] for c in np.unique(y)])
 
 # %% ../../nbs/74_evaluation.distribution.ipynb #0875555e
 def printed_inception() -> pd.DataFrame:  # kind, split, structure ("all structures" or a name), score, ceiling
