@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from integrated_cell.evaluation import truth
+from integrated_cell.evaluation.direct import Direct
 from integrated_cell.integration.walks import staged
 from integrated_cell.results import BadInput, write_json
 from integrated_cell.simulation.stem import resample_structure, simulate_cells
@@ -80,7 +81,7 @@ def test_more_neighbours_than_cells_are_refused(cells):
 
 @pytest.mark.parametrize("shape", [(9, 14, 11), (13, 20)])
 def test_direct_in_any_shape(shape):
-    direct = truth.Direct(shape, 3, 5, .1).eval()
+    direct = Direct(shape, 3, 5, .1).eval()
     with torch.no_grad(): x_hat = direct(torch.rand(2, 2, *shape), torch.tensor([0, 2]))
     assert x_hat.shape == (2, *shape) and ((x_hat > 0) & (x_hat < 1)).all()
 
