@@ -1,4 +1,4 @@
-"What no lesson cell of `metrics` shows about sets of images: independent libraries, images on disk, bad input, what each measure can see"
+"What no lesson cell of `metrics` and `distribution` shows about sets of images: other libraries, images on disk, bad input"
 import tracemalloc
 
 import numpy as np
@@ -10,11 +10,12 @@ from scipy import stats
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from integrated_cell.evaluation import metrics
+from integrated_cell.evaluation import distribution, metrics
 from integrated_cell.evaluation.classify import soften
 from integrated_cell.results import BadInput
 
-PRINTED = {"alpha-actinin": (446, 44.29), "myosin IIB": (138, 143.138), "TOM20": (4128, 4.786), "lamin B1": (4028, 4.904)}  # Tables S9 and S10, train
+PRINTED = {"alpha-actinin": (446, 44.29), "myosin IIB": (138, 143.138), "TOM20": (4128, 4.786),
+           "lamin B1": (4028, 4.904)}  # Tables S9 and S10, train
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def test_pairwise_correlation_of_whole_numbers_does_not_wrap_round():
 
 def test_pairwise_correlation_agrees_with_image_correlation():
     x = np.random.default_rng(0).random((4, 3, 5, 6))
-    assert metrics.pairwise_correlation(x)[1, 3] == pytest.approx(float(metrics.image_correlation(x[1:2, None], x[3:4, None])), abs=1e-5)
+    one = float(metrics.image_correlation(x[1:2, None], x[3:4, None]))
+    assert metrics.pairwise_correlation(x)[1, 3] == pytest.approx(one, abs=1e-5)
 
 
 def test_inception_score_of_a_certain_classifier_is_the_papers_first_column():
@@ -121,3 +123,34 @@ def test_soften_keeps_the_reference_and_never_wraps_round(shape):
         whole, real = soften(x, np.random.default_rng(seed)), soften(x/255., np.random.default_rng(seed))
         assert whole.dtype == np.uint8 and np.abs(whole[1]/255. - real[1].clip(0, 1)).max() < .003 and (whole[[0, 2]] == x[[0, 2]]).all()
     assert not soften(np.zeros((3, *shape), np.uint8), np.random.default_rng(0)).any()
+
+
+def seen(y, sure):  # a set of which a network is as sure as told
+    p = np.full((len(y), 3), (1 - sure)/2)
+    p[np.arange(len(y)), y] = sure
+    return distribution.Seen(y, p, p, np.eye(3)[y], pd.DataFrame({"structure": list("abc")}))
+
+
+def test_scores_of_sets_with_other_frequencies_are_compared_as_shares_of_their_ceilings():
+    "The paper's 8.09 and a run of four structures: both networks are certain, both stand at 1"
+    even, rare = np.repeat([0, 1, 2], 20), np.repeat([0, 1, 2], [50, 8, 2])
+    found = distribution.inception({("data", "train"): seen(even, 1.), ("data", "test"): seen(rare, 1.)}, 20)
+    assert np.allclose(found.score, found.ceiling) and found.ceiling.nunique() == 2
+    unsure = distribution.inception({("data", "test"): seen(rare, .6)}, 20)
+    assert (unsure.high < unsure.ceiling).all()
+
+
+def test_structures_that_a_set_lacks_are_no_rows():
+    "A run of fewer structures than the paper has no blank rows"
+    parts = distribution.inception_by_structure({("data", "test"): seen(np.repeat([0, 2], 9), .9)}, list("abc"))
+    assert set(parts.structure) == {"a", "c"}
+    paper = distribution.printed_inception()
+    whole = paper[paper.structure == "all structures"]
+    assert not paper.isna().any().any() and (whole.score <= whole.ceiling*1.001).all()
+
+
+def test_more_alike_needs_both_intervals():
+    rows = [("expected", "a", .1, .2), ("encoded-decoded", "a", .15, .3), ("generated, flow", "a", .25, .4)]
+    pairs = pd.DataFrame(rows, columns=["kind", "structure", "low", "high"]).assign(split="test")
+    found = distribution.more_alike(pairs, "expected").set_index("kind").n
+    assert found.to_dict() == {"encoded-decoded": 0, "generated, flow": 1}
