@@ -40,20 +40,18 @@ def some_batches(
 @torch.no_grad()
 def settle(
     model: nn.Module,  # its batch norms that `forward` passes get new statistics; everything else stays
-    batches: Iterable[Tensor],  # of training cells, each large enough for statistics of its own
+    batches: Iterable[Tensor],  # of training cells, each large enough for statistics of its own; none: all stays
     forward: Callable | None = None,  # forward(model, batch): the path that will be used; None: model(batch)
 ) -> nn.Module:  # the same, in evaluation mode
     "Plain means, over many batches, of what the batch norms saw (Wu & Johnson 2021, section 3)"
-    norms, seen, device = batch_norms(model), 0, next(model.parameters()).device
+    norms, device = [m for m in batch_norms(model.train()) if m.training], next(model.parameters()).device
     kept = [(m.momentum, m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone()) for m in norms]
     for m in norms: m.reset_running_stats(); m.momentum = None
-    model.train()
-    for seen, batch in enumerate(batches, 1): (forward or type(model).__call__)(model, batch.to(device))
+    for batch in batches: (forward or type(model).__call__)(model, batch.to(device))
     for m, (momentum, mean, var, n) in zip(norms, kept):
         m.momentum = momentum
         if not m.num_batches_tracked: m.running_mean, m.running_var = mean, var  # not on the path
         m.num_batches_tracked.copy_(n)
-    if not seen: raise BadInput("settle: no batch to take statistics from; give one at least")
     return model.eval()
 
 # %% ../../nbs/35_training.norms.ipynb #4cd1f793
