@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from integrated_cell.training.losses import bce, mse, nll
-from integrated_cell.integration.reference import CHANNELS_R, GEN, OBS
+from integrated_cell.data.cells import CHANNELS_R
+from integrated_cell.integration.reference import GEN, OBS
 
 
 def plain(model):

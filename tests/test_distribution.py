@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from integrated_cell.evaluation import distribution, metrics
+from integrated_cell.evaluation import correlation, distribution, metrics
 from integrated_cell.evaluation.classify import soften
 from integrated_cell.results import BadInput
 
@@ -34,7 +34,7 @@ def test_pairwise_correlation_reads_from_disk(tmp_path, as_store):
     for i in range(200): x[i] = common*(i % 3) + rng.random(shape[1:], dtype=np.float32)
     source = zarr.create_array(tmp_path/"x.zarr", data=x[:], chunks=(1, *shape[1:])) if as_store else x
     tracemalloc.start()
-    rho = metrics.pairwise_correlation(source, 8, **({"memory": 1} if as_store else {}))
+    rho = correlation.pairwise_correlation(source, 8, **({"memory": 1} if as_store else {}))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16*2**20
@@ -43,13 +43,13 @@ def test_pairwise_correlation_reads_from_disk(tmp_path, as_store):
 
 def test_pairwise_correlation_of_whole_numbers_does_not_wrap_round():
     x = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
-    assert np.allclose(metrics.pairwise_correlation(x), np.corrcoef(x.reshape(5, -1).astype(float)), atol=1e-6)
+    assert np.allclose(correlation.pairwise_correlation(x), np.corrcoef(x.reshape(5, -1).astype(float)), atol=1e-6)
 
 
 def test_pairwise_correlation_agrees_with_image_correlation():
     x = np.random.default_rng(0).random((4, 3, 5, 6))
     one = float(metrics.image_correlation(x[1:2, None], x[3:4, None]))
-    assert metrics.pairwise_correlation(x)[1, 3] == pytest.approx(one, abs=1e-5)
+    assert correlation.pairwise_correlation(x)[1, 3] == pytest.approx(one, abs=1e-5)
 
 
 def test_inception_score_of_a_certain_classifier_is_the_papers_first_column():

@@ -2,10 +2,14 @@
 import json
 import re
 import subprocess
+from functools import partial
 
 import nbformat
 import pytest
 from conftest import ENV, one_sentence, run, set_config, write_chapter
+
+from integrated_cell import workflow
+from integrated_cell.training.progress import telling
 
 LAST = "results/toy/classification/metrics.json"
 ALL = ["data", "reference", "conditional", "classification"]
@@ -161,3 +165,16 @@ def test_threads_that_wait_leave_their_core_to_others(study, said, found):
     env = {k: v for k, v in ENV.items() if k != "OMP_WAIT_POLICY"} | ({"OMP_WAIT_POLICY": said} if said else {})
     subprocess.run(["integrated-cell", "chapter", "data", "--config", "config/toy.yaml"], cwd=study, env=env, check=True, capture_output=True)
     assert json.loads((study/"results/toy/data/metrics.json").read_text())["factor"] == found
+
+
+def test_a_training_shows_itself(study, monkeypatch, capsys):
+    "on stderr of the command that runs its chapter, though the notebook's own output is not seen"
+    monkeypatch.setattr(workflow, "telling", partial(telling, every_s=.1))
+    said = {"epoch": 3, "epochs": 12, "seconds_left": 840, "losses": {"loss_x": .25, "validation": .5}}
+    write_chapter(study, "data", f"""
+import time
+write_json(Path(results)/"data"/"star"/"progress.json", {said})
+time.sleep(1.5)
+(Path(results)/"data"/"star"/"progress.json").unlink()""")
+    workflow.run_chapter("data", study/"config/toy.yaml")
+    assert capsys.readouterr().err.count("data: star, epoch 3 of 12, loss_x 0.25, validation 0.5, 14 min left") == 1, "said once while it stands"
