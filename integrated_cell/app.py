@@ -81,10 +81,11 @@ def read_codes(
 # %% ../nbs/93_app.ipynb #d9ad3bf7
 def _integrated(model, path, name, channels, voxel_um):  # {stem: (2 + K, *shape) in [0, 1]}
     import torch
+    from integrated_cell.data.cells import CHANNELS_R
     from integrated_cell.integration.integrate import integrate, integrate_latent
     if Path(path).suffix == ".npy":  # membrane and DNA are the decoder's own, the mean over what it draws around each structure
         x = integrate_latent(model, torch.from_numpy(read_codes(path, model.settings["n_latent_r"])), channel=slice(None)).numpy()
-        return {f"{name}.{i}": np.concatenate([one[:, [0, 2]].mean(0), one[:, 1]]) for i, one in enumerate(x)}
+        return {f"{name}.{i}": np.concatenate([one[:, CHANNELS_R].mean(0), one[:, 1]]) for i, one in enumerate(x)}
     x_r = read_reference(path, model.settings["shape"], model.settings["voxel_um"], channels, voxel_um)
     return {name: np.concatenate([x_r, integrate(model, torch.from_numpy(x_r)[None])[0].numpy()])}
 

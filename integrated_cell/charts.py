@@ -136,6 +136,12 @@ def _panels(names, ncols, height, **kwargs):  # a figure, its axes and the panel
     return fig, axes.flat[:len(names)]
 
 
+def _few_ticks(ax, values):  # of a logarithmic axis with few settings: those, and no others
+    if len(values := np.unique(np.asarray(values, float))) > 8: return
+    ax.set_xticks(values, [f"{v:.3g}" for v in values])
+    ax.minorticks_off()
+
+
 @_unless_empty
 def along(
     t: pd.DataFrame,  # long: x, value and, for bands, low and high
@@ -165,6 +171,7 @@ def along(
     if len(kinds) > 1: fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(kinds)))
     for i, ax in enumerate(axes):  # labels where an axis is not that of its neighbour
         low, left = i + min(ncols, len(axes)) >= len(axes), i % ncols == 0
+        if "x" in log: _few_ticks(ax, t[x] if sharex else t[x][t[panel] == names[i]])
         ax.tick_params(labelbottom=low or not sharex, labelleft=left or not share)
         ax.set(xlabel=xlabel if low else "", ylabel=ylabel if left else "")
     plt.close(fig)
@@ -300,6 +307,7 @@ def curves(
 def confusion(
     counts: np.ndarray,  # (K, K) cells, rows true, columns predicted
     classes: Sequence[str],  # K names
+    ylabel: str = "true (cells)",
 ) -> Figure:
     "Confusion of true and predicted classes, counted (Table S11 as a heat map)"
     counts = np.asarray(counts)
@@ -310,7 +318,7 @@ def confusion(
                 annot=np.where(counts > 0, counts.astype(str), ""), fmt="", annot_kws={"size": 8},
                 cbar_kws={"label": "share of the true class", "shrink": .7},
                 xticklabels=classes, yticklabels=[f"{c} ({k})" for c, k in zip(classes, n)])
-    ax.set(xlabel="predicted", ylabel="true (cells)")
+    ax.set(xlabel="predicted", ylabel=ylabel)
     ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     ax.tick_params(axis="y", rotation=0)
     plt.close(fig)

@@ -21,6 +21,7 @@ import yaml
 
 from .prose import fill_notebook, numbers
 from .results import BadInput, process, write_json
+from .training.progress import telling
 
 # %% ../nbs/91_workflow.ipynb #661d7c3f
 def declared(
@@ -241,8 +242,10 @@ def run_chapter(
     if process()[0]: help_train(notebook, values, config["root"]); return out
     out.mkdir(parents=True, exist_ok=True)
     _unmark(out)
-    try: papermill.execute_notebook(notebook, out/"notebook.ipynb", values, kernel_name="python3",
-                                    cwd=str(config["root"]), progress_bar={"desc": chapter}, extra_arguments=["--log-level=ERROR"])
+    how = dict(cwd=str(config["root"]), progress_bar={"desc": chapter}, extra_arguments=["--log-level=ERROR"])
+    try:
+        with telling(out, chapter):
+            papermill.execute_notebook(notebook, out/"notebook.ipynb", values, kernel_name="python3", **how)
     except Exception as e: raise BadInput(fault(out/"notebook.ipynb", chapter)) from e
     if not (out/"metrics.json").exists():
         raise BadInput(f"chapter {chapter} wrote no {out/'metrics.json'}; let its last cell write it")

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['recall_table', 'unrolled', 'scores', 'compare', 'measure', 'image_features', 'image_totals', 'opponents',
-           'Classifier', 'fit_classifier', 'soften']
+           'Classifier', 'fit_classifier', 'soften', 'clean_images', 'blurred', 'answers']
 
 # %% ../../nbs/43_evaluation.classify.ipynb #8f5185cb
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..claims import wilson
-from .metrics import paired_interval
+from .metrics import in_batches, paired_interval
+from ..simulation.stem import expected_cell
 from ..training.train import fit
 
 # %% ../../nbs/43_evaluation.classify.ipynb #9377b83c
@@ -237,3 +239,40 @@ def soften(
     whole_numbers = np.issubdtype(out.dtype, np.integer)
     out[1] = np.rint(soft).clip(0, np.iinfo(out.dtype).max) if whole_numbers else soft
     return out
+
+# %% ../../nbs/43_evaluation.classify.ipynb #f1b00784
+def clean_images(
+    cells,  # Cells
+    rows: np.ndarray,
+    threads: int = 2,  # that render
+    expected: bool = True,  # before the camera, where cells are simulated; False: as they were seen
+) -> np.ndarray:  # (n, 3, *s) uint8
+    "Cells as they are before shot noise, where that is known"
+    known = expected and {"stage", "seed"} <= {*cells.table}
+
+    def one(i): return np.rint(expected_cell(cells, i)*255).astype(np.uint8) if known else cells[i]
+
+    with ThreadPoolExecutor(threads) as pool: return np.stack(list(pool.map(one, rows)))
+
+
+def blurred(
+    images: np.ndarray,  # (n, 3, *s)
+    sigma: float,  # voxels
+) -> np.ndarray:  # (n, 3, *s) float32
+    "The structure channel blurred, and dimmed as blur dims"
+    out = images.astype(np.float32)
+    for x in out: x[1] = ndimage.gaussian_filter(x[1], sigma)
+    return out
+
+
+def answers(
+    judge: nn.Module,  # in eval mode, on the CPU
+    sets: Mapping[str, tuple[np.ndarray, np.ndarray]],  # name: images (n, 3, *s) from 0 to 255, true classes (n,)
+    column: str,  # what the names are called
+) -> pd.DataFrame:  # a row a set: its name, n, accuracy and macro_recall with ends
+    "How well a judge names several sets of images"
+    rows = []
+    for name, (x, y) in sets.items():
+        y_hat = in_batches(lambda part: judge(part).argmax(1), x, np.arange(len(x))).numpy()
+        rows.append({column: name, **scores(y, y_hat)})
+    return pd.DataFrame(rows)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data.cells import Cells
 from .metrics import in_batches
-from ..integration.reference import CHANNELS_R
+from ..data.cells import CHANNELS_R
 from ..training.losses import bce
 from ..training.networks import Dec, Enc
 

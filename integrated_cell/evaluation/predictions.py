@@ -20,7 +20,7 @@ from .metrics import in_batches
 from .truth import by_structure
 from ..integration.conditional import Conditional
 from ..integration.integrate import decode
-from ..integration.reference import CHANNELS_R
+from ..data.cells import CHANNELS_R
 
 # %% ../../nbs/77_evaluation.predictions.ipynb #8343241d
 MEAN, LIKELY, DIRECT = "{}, mean over z_s", "{}, most probable", "direct network"

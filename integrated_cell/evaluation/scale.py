@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..integration.conditional import Conditional
 from ..integration.prior import Flow, Normal
-from ..integration.reference import CHANNELS_R
+from ..data.cells import CHANNELS_R
 from ..results import BadInput
 
 # %% ../../nbs/72_evaluation.scale.ipynb #80f9d5e3

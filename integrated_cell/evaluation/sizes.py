@@ -23,7 +23,8 @@ from .metrics import image_correlation, in_batches
 from .truth import against_truth, by_structure
 from ..integration import conditional
 from ..integration.prior import Flow, Normal, fit_flow
-from ..integration.reference import CHANNELS_R, Reference, optimisers
+from ..data.cells import CHANNELS_R
+from ..integration.reference import Reference, optimisers
 from ..results import BadInput, write_json
 from ..training.train import fit
 

@@ -27,7 +27,7 @@ from ..data.cells import Cells
 from ..integration.conditional import Conditional
 from ..integration.integrate import decode
 from .metrics import in_batches
-from ..integration.reference import CHANNELS_R
+from ..data.cells import CHANNELS_R
 from ..results import BadInput, whole
 from ..simulation.stem import PHOTONS, camera, resample_structure
 from .correlation import spearman

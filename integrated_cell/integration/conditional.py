@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.cells import CHANNELS_R
 from ..training.batch import share
+from ..training.descent import descend, together
 from ..training.losses import bce, far, mse, nll
 from ..training.networks import Dec, DecD, Enc, EncD
-from .reference import CHANNELS_R, Reference, descend, together
-from .reference import optimisers
+from .reference import Reference, optimisers
 from .reference import step as reference_step
 from ..training.train import fit
 
@@ -36,8 +37,9 @@ class Conditional(nn.Module):
     ):
         super().__init__()
         self.classes, k = list(classes), len(classes)
-        self.settings = dict(shape=[int(s) for s in shape], classes=self.classes, n_latent_r=n_latent_r, n_latent_s=n_latent_s,
-                             width=width, noise=noise, voxel_um=voxel_um and [float(v) for v in voxel_um])
+        self.settings = dict(shape=[int(s) for s in shape], classes=self.classes, n_latent_r=n_latent_r,
+                             n_latent_s=n_latent_s, width=width, noise=noise,
+                             voxel_um=voxel_um and [float(v) for v in voxel_um])
         self.enc_r = Enc(shape, 2, (n_latent_r,), width).requires_grad_(False)
         self.enc_rs = Enc(shape, 3, (n_latent_r, k, n_latent_s), width)
         self.dec_rs = Dec(shape, 3, n_latent_r + k + n_latent_s, width)
@@ -61,7 +63,7 @@ class Conditional(nn.Module):
 
     def forward(self,
         x: Tensor,  # (n, 3, *shape) in [0, 1]
-    ) -> tuple[Tensor, ...]:  # x_hat in [0, 1], z_r_hat (n, n_latent_r), y_hat (n, K) probabilities, z_s (n, n_latent_s)
+    ) -> tuple[Tensor, ...]:  # x_hat in [0, 1], z_r_hat (n, d_r), y_hat (n, K) probabilities, z_s (n, d_s)
         "Encode and decode (eqs 7, 12)"
         z_r_hat, y_hat, z_s = self.enc_rs(x)
         y_hat = F.softmax(y_hat, 1)
@@ -113,12 +115,14 @@ def step(
         loss_enc_s = nll(together(nets["enc_d_s"].module, z_s_gen, z_s)[1], k)
         loss_dec_rs = nll(nets["dec_d_rs"].module(dec), y) + nll(nets["dec_d_rs"].module(gen), y_gen)
     fabric.backward(loss_x_rs, inputs=codes_dec, retain_graph=True)
-    through_codes = sum((d.grad*c).sum() for d, c in zip(codes_dec, codes))  # its gradient in Enc^{r,s} is that of loss_x_rs
+    # the gradient of this in Enc^{r,s} is that of loss_x_rs
+    through_codes = sum((d.grad*c).sum() for d, c in zip(codes_dec, codes))
     of_codes = loss_z_r + loss_y + gamma_enc*loss_enc_s + gamma_far*far(z_s)
     descend(fabric, enc_rs, opts["enc_rs"], through_codes + of_codes)
     descend(fabric, dec_rs, opts["dec_rs"], loss_x_rs + gamma_dec*loss_dec_rs)
-    return {n: v.detach() for n, v in dict(loss_x_rs=loss_x_rs, loss_z_r=loss_z_r, loss_y=loss_y, loss_enc_d_s=loss_enc_d_s,
-                                           loss_dec_d_rs=loss_dec_d_rs, loss_enc_s=loss_enc_s, loss_dec_rs=loss_dec_rs).items()}
+    losses = dict(loss_x_rs=loss_x_rs, loss_z_r=loss_z_r, loss_y=loss_y, loss_enc_d_s=loss_enc_d_s,
+                  loss_dec_d_rs=loss_dec_d_rs, loss_enc_s=loss_enc_s, loss_dec_rs=loss_dec_rs)
+    return {n: v.detach() for n, v in losses.items()}
 
 step.shared = True  # draws by `share` and takes the losses' means by it: may be trained on several devices
 

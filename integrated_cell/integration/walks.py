@@ -18,7 +18,7 @@ from sklearn.metrics import pairwise_distances
 from ..data.cells import Cells
 from .conditional import Conditional
 from .integrate import integrate_latent, polar_path
-from .reference import CHANNELS_R
+from ..data.cells import CHANNELS_R
 from ..plot import project
 from ..results import BadInput
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..synthesis import gan
 from ..evaluation.metrics import in_batches
 from .profiler import Body, Disc, Gen, PairDisc, Rebuild
-from ..integration.reference import descend
+from ..training.descent import descend
 from ..results import BadInput
 from ..training.train import load
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..integration.reference import descend
+from ..training.descent import descend
 from ..results import BadInput
 from .towers import Critics, Towers
 
