@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.cells import Cells
+from ..data.cells import CHANNELS_R, Cells
 from .metrics import in_batches
-from ..data.cells import CHANNELS_R
 from ..training.losses import bce
 from ..training.networks import Dec, Enc
 

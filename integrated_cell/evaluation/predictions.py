@@ -14,13 +14,12 @@ import torch
 from torch import nn
 
 from ..claims import estimate
-from ..data.cells import Cells
+from ..data.cells import CHANNELS_R, Cells
 from .correlation import spearman
 from .metrics import in_batches
 from .truth import by_structure
 from ..integration.conditional import Conditional
 from ..integration.integrate import decode
-from ..data.cells import CHANNELS_R
 
 # %% ../../nbs/77_evaluation.predictions.ipynb #8343241d
 MEAN, LIKELY, DIRECT = "{}, mean over z_s", "{}, most probable", "direct network"

@@ -16,14 +16,13 @@ import pandas as pd
 import torch
 
 from ..claims import mean_interval
-from ..data.cells import Cells
+from ..data.cells import CHANNELS_R, Cells
 from .classify import scores
 from .correlation import spearman
 from .metrics import image_correlation, in_batches
 from .truth import against_truth, by_structure
 from ..integration import conditional
 from ..integration.prior import Flow, Normal, fit_flow
-from ..data.cells import CHANNELS_R
 from ..integration.reference import Reference, optimisers
 from ..results import BadInput, write_json
 from ..training.train import fit

@@ -23,11 +23,10 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from ..claims import from_draws
-from ..data.cells import Cells
+from ..data.cells import CHANNELS_R, Cells
 from ..integration.conditional import Conditional
 from ..integration.integrate import decode
 from .metrics import in_batches
-from ..data.cells import CHANNELS_R
 from ..results import BadInput, whole
 from ..simulation.stem import PHOTONS, camera, resample_structure
 from .correlation import spearman

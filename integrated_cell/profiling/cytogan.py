@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'NAMES', 'conditions', 'check_name', 'CytoGan', 'step_infogan', 'step_began', 'step_bigan',
-           'step_autoencoder', 'step', 'optimisers', 'open_cytogan', 'sample', 'profile_cells', 'encode_cells']
+           'step_autoencoder', 'step', 'optimisers', 'doses_of', 'prepared', 'fit_cytogan', 'open_cytogan', 'sample',
+           'profile_cells', 'encode_cells']
 
 # %% ../../nbs/82_profiling.cytogan.ipynb #b09fe130
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..synthesis import gan
+from ..data.batches import Batches
 from ..evaluation.metrics import in_batches
 from .profiler import Body, Disc, Gen, PairDisc, Rebuild
 from ..training.descent import descend
 from ..results import BadInput
-from ..training.train import load
+from ..training.train import fit, load
 
 # %% ../../nbs/82_profiling.cytogan.ipynb #1304f8d1
 def conditions(
@@ -169,6 +172,58 @@ def optimisers(
     rates = {name: (net.parameters(), speed*own[name != "gen"]) for name, net in model.named_children()}
     if model.kind == "wgan": return {name: torch.optim.RMSprop(*to) for name, to in rates.items()}
     return {name: torch.optim.Adam(*to, betas=(.5, .999)) for name, to in rates.items()}
+
+# %% ../../nbs/82_profiling.cytogan.ipynb #cb4f4fc1
+_BATCH = {"bigan": 32, "began": 16}  # of the original code, where not 64
+
+
+def doses_of(
+    table: pd.DataFrame,  # compound, concentration, structure of each cell
+    control: str = "DMSO",
+) -> tuple[dict[str, list[float]], Tensor]:  # rising concentrations of each compound; what a model is told of each cell
+    "The doses of a screen, as conditional models are told them"
+    treated = table[table.structure != control]
+    doses = {c: sorted(set(t.concentration)) for c, t in treated.groupby("compound")}
+    return doses, conditions(doses, table["compound"], table.concentration.replace(0, np.nan).fillna(1.))
+
+
+def prepared(
+    name: str,  # see `check_name`
+    cells,  # Cells of a screen
+    rows: np.ndarray,  # training cells
+    batch_size: int = 0,  # of one update; 0: the original code's
+    n_critic: int = 1,  # updates of a judge for one of its generator, of the models in `PLAIN`
+    seed: int = 0,
+    moved: dict | None = None,  # of `Batches`: flip, turn
+    **kwargs,  # of `CytoGan`: width, n_latent, noise, doses
+) -> tuple[CytoGan, Batches]:
+    "A new model and the batches that it will learn from"
+    torch.manual_seed(seed)
+    model = CytoGan(name, cells.shape, **kwargs)
+    updates = n_critic if model.kind in PLAIN else 1
+    size = min(batch_size or _BATCH.get(model.kind, 64), len(rows)//updates)
+    return model, cells.batches(rows, size*updates, seed=seed, **moved or {})
+
+# %% ../../nbs/82_profiling.cytogan.ipynb #58077afd
+def fit_cytogan(
+    model: CytoGan,
+    batches: Batches,  # of `prepared`
+    n_epochs: int,
+    out: Path,  # folder of the models; each has one of its own
+    told: Tensor,  # of `doses_of`
+    settings: dict,  # what else the result depends on
+    n_critic: int = 1, smooth: float = .2, lam: float = 10.,  # of `step`
+    speed: float = 1., speed_autoencoder: float = 1.,  # times the original code's learning rates
+    **fitting,  # of `train.fit`: seed, precision, anneal, watch, patience, further ...
+) -> pd.DataFrame:  # its history, with model and step
+    "Train one model of the family; a run that was stopped goes on"
+    coder = model.kind in ("autoencoder", "vae")
+    plain = dict(n_critic=n_critic, lam=lam, told=told if model.doses else None) if model.kind in PLAIN else {}
+    do = partial(step, name=model.name, smooth=smooth, **plain)
+    opts, home = optimisers(model, speed_autoencoder if coder else speed), out/model.name.replace(" ", "-")
+    try: history = fit(model, do, opts, batches, n_epochs, home, settings=settings, **fitting)
+    except BadInput as e: raise BadInput(f"{model.name}: {e}") from None
+    return history.assign(model=model.name, step=(history.epoch + 1)*len(batches))
 
 # %% ../../nbs/82_profiling.cytogan.ipynb #50a782b8
 def open_cytogan(
