@@ -42,7 +42,7 @@ def write_chapter(root, name, body, parameters="factor = 2  # of the toy", text=
 def make_study(root):
     "A project folder with the real Snakefile and book pages, and four chapters that take a second"
     for name in ("data", "reference", "conditional", "classification"): write_chapter(root, name, "Markdown(f'{factor * 21} is the answer')")
-    for name in ("Snakefile", "CITATION.cff"): shutil.copy(PROJECT/name, root)
+    for name in ("Snakefile", "CITATION.cff", "README.md"): shutil.copy(PROJECT/name, root)
     shutil.copytree(PROJECT/"book", root/"book", ignore=shutil.ignore_patterns("published", "_build"))
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Notation\n\n$x_r$ is a reference image.")]), root/"nbs/index.ipynb")
     set_config(root, chapters=["data", "reference", "conditional", "classification"])

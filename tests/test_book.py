@@ -1,4 +1,4 @@
-"The book in a real browser, without network; and what stops its build"
+"The book in a real browser, without network; by paper; and what stops its build"
 import json
 import re
 import shutil
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from conftest import PROJECT, make_study, one_sentence, run, write_chapter
 
 SLIDER = """
@@ -17,6 +18,18 @@ fig = go.Figure(data=[go.Scatter(y=[0, 0])], frames=frames, layout=dict(sliders=
 HTML(fig.to_html(include_plotlyjs=False, auto_play=False, full_html=False, div_id="sliding"))
 """.strip()
 
+FIGURE = """
+from matplotlib import pyplot as plt
+from IPython.display import display
+import pandas as pd
+display(pd.DataFrame([range(10**9, 10**9 + 30)]))  # wider than a page
+fig, ax = plt.subplots(figsize=(7.5, 2))
+ax.plot([1, 2]); ax.set_xlabel("µm")
+plt.close(fig)
+fig
+""".strip()
+CAPTION = "\n\nFigure: A line of {{ reference_factor }} points. It rises.\n\nTable: Many numbers."
+
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory):
@@ -24,7 +37,10 @@ def once(tmp_path_factory):
     study = make_study(tmp_path_factory.mktemp("study"))
     (study/"data_manifest").mkdir()
     for p in (PROJECT/"data_manifest").glob("*.yaml"): shutil.copy(p, study/"data_manifest")
+    shutil.copytree(PROJECT/"data_manifest/printed", study/"data_manifest/printed")
+    shutil.copy(PROJECT/"nbs/12_data.manifest.ipynb", study/"nbs")
     write_chapter(study, "data", SLIDER)
+    write_chapter(study, "reference", FIGURE, text=CAPTION)
     (study/"config/toy.yaml").write_text("chapters: [data, reference]\n")
     for chapter in ("data", "reference"): run(study, "integrated-cell", "chapter", chapter, "--config", "config/toy.yaml")
     return study
@@ -48,7 +64,8 @@ def test_every_page_opens_without_network(finished, browser):
     book = finished/"results/toy/book"
     assert out.strip().endswith("results/toy/book/index.html") and (book/"index.html").exists()
     pages = [p for p in book.rglob("*.html") if "_static" not in p.parts]
-    assert {"intro.html", "notation.html", "credit.html", "about.html", "data.html", "reference.html"} <= {p.name for p in pages}
+    assert {"intro", "part_1", "part_5", "own_images", "notation", "errata", "credit", "about", "data", "reference", "data.manifest"} <= {p.stem for p in pages}
+    assert "not in this run" in (book/"part_2.html").read_text()  # no chapter of it was run
     for p in pages:
         loads = re.findall(r"<(?:script|img|iframe)[^>]*src=\"([^\"]+)|<link[^>]*rel=\"(?:stylesheet|preload|icon|shortcut icon)\"[^>]*href=\"([^\"]+)", p.read_text())
         assert not [a or b for a, b in loads if re.match("(https?:)?//", a or b)], p
@@ -60,11 +77,32 @@ def test_every_page_opens_without_network(finished, browser):
     assert browser.run("document.querySelector('#sliding').data[0].y[1]") == 0
     move = "Plotly.animate('sliding', ['2'], {mode: 'immediate', frame: {duration: 0, redraw: true}}).then(() => document.querySelector('#sliding').data[0].y[1])"
     assert browser.run(move) == 4 and browser.run("document.querySelectorAll('#sliding .slider-container').length") == 1
-    assert browser.run("getComputedStyle(document.querySelector('.cell.tag_hide-input details')).display") == "block"
+
+
+def test_figures_tables_and_code_of_a_page(finished, browser):
+    run(finished, "integrated-cell", "book", "--config", "config/toy.yaml")
+    book = finished/"results/toy/book"
+    browser.send("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=False)
+    for page in (p for p in book.rglob("*.html") if "_static" not in p.parts):
+        browser.open(page, wait=.8)
+        assert browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0, f"{page} scrolls sideways"
+        assert browser.run("[...document.querySelectorAll('article img')].every(i => i.alt && i.naturalWidth)"), page
+    browser.open(book/"toy/reference.html")
+    assert browser.run("document.querySelector('article figure img').alt") == "A line of 2 points."
+    assert browser.run("document.querySelector('article figcaption').innerText").strip().endswith("A line of 2 points. It rises.")
+    assert browser.run("[...document.querySelectorAll('article .caption')].map(e => e.innerText.trim())") == ["Many numbers."]
+    assert "Figure:" not in browser.run("document.querySelector('article').innerText")
+    folds = "document.querySelectorAll('article details.sd-dropdown')"
+    assert browser.run(f"{folds}.length") == 1  # of the one section
+    assert not browser.run(f"{folds}[0].open") and "factor = 2" in browser.run(f"{folds}[0].textContent")
+    assert browser.run("document.querySelectorAll('article .cell_input').length") == 0  # no row of empty bars
+    browser.run("document.documentElement.dataset.theme = 'dark'")
+    assert browser.run("getComputedStyle(document.querySelector('article figure img')).backgroundColor") == "rgb(255, 255, 255)"
 
 
 @pytest.mark.parametrize("text, words", [
     ("The accuracy is {{ data_accuracy }}.", ["no chapter wrote a number 'data_accuracy'", "reference/notebook.ipynb"]),
+    ("The accuracy is {{ gans_accuracy }}.", ["no chapter wrote a number 'gans_accuracy'"]),
     ("As {ref}`figure-of-nothing` shows.", ["the book:", "figure-of-nothing"]),
     ("As [this](nowhere.md) shows.", ["the book:", "nowhere.md"]),
     ("As {cite}`nobody1999` said.", ["the book:", "nobody1999"]),
@@ -88,19 +126,53 @@ def test_a_missing_or_failed_chapter_fails_the_build(finished):
     assert one_sentence(err) and "chapter reference has not run to its end" in err
 
 
-def test_kept_chapters_are_read_without_running_anything(finished):
-    run(finished, "integrated-cell", "publish", "--config", "config/toy.yaml")
-    kept = finished/"book/published/toy"
-    assert sorted(p.name for p in kept.iterdir()) == ["data", "reference", "toy.yaml"]
+def test_kept_chapters_are_read_by_paper_without_running_anything(finished):
+    "Two runs are kept, one of them in pieces: each chapter stands once, its sister below it"
+    for name in ("truth", "real"):
+        shutil.copytree(finished/"results/toy", finished/"results"/name)
+        shutil.copy(finished/"config/toy.yaml", finished/"config"/f"{name}.yaml")
+        run(finished, "integrated-cell", "publish", "--config", f"config/{name}.yaml")
+    kept = finished/"book/published/truth"
+    assert sorted(p.name for p in kept.iterdir()) == ["data", "reference", "truth.yaml"]
     assert json.loads((kept/"data/run.json").read_text())["commit"]
     assert "papermill" not in (kept/"data/notebook.ipynb").read_text() and "stderr" not in (kept/"data/notebook.ipynb").read_text()
+    small, large = (p.stat().st_size for p in (kept/"reference/notebook.ipynb", finished/"results/truth/reference/notebook.ipynb"))
+    assert small < .7*large  # pictures as small as they look the same
     shutil.rmtree(finished/"results")
     shutil.rmtree(finished/"nbs/experiments")  # nothing of it is needed to read
-    shutil.rmtree(kept/"reference")  # a run that is kept in pieces
+    shutil.rmtree(finished/"book/published/real/reference")
     run(finished, "integrated-cell", "read")
-    page = (finished/"results/read/book/toy/data.html").read_text()
-    assert "Data of the toy" in page and not (finished/"results/toy").exists()
-    assert "Not kept yet: reference" in (finished/"results/read/book/toy/about.html").read_text()
+    book = finished/"results/read/book"
+    assert "Data of the toy" in (book/"truth/data.html").read_text() and not (finished/"results/truth").exists()
+    assert "are not in this book: reference" in (book/"real/about.html").read_text()
+    links = re.findall(r'href="([^"#]*)"[^>]*>\s*([^<]*?)\s*</a>', (book/"intro.html").read_text())
+    listed = [(to, text) for to, text in links if re.match(r"(truth|real)/(data|reference)", to)]
+    assert listed.count(("truth/reference.html", "Reference of the toy")) == 1 and ("real/data.html", "the same on HeLa cells") in listed
+    one_page = (book/"part_1.html").read_text()
+    assert one_page.count("not in this run") >= 10 and ">simulated cells" in one_page  # no claim is made where nothing was measured
+
+
+def test_every_page_of_the_book_and_each_chapter_stands_somewhere():
+    table = yaml.safe_load((PROJECT/"book/chapters.yaml").read_text())
+    pages = {*table["parts"], *(p for of in table["parts"].values() for p in of.get("pages", []))}
+    assert {p.stem for p in (PROJECT/"book").glob("*.md")} == pages - {"notation"} | {"intro"}
+    assert {p.stem for p in (PROJECT/"nbs/experiments").glob("*.ipynb")} == {*table["chapters"]}
+    assert {of["part"] for of in table["chapters"].values()} <= {*table["parts"]}
+    for c, of in table["chapters"].items(): assert {b.strip("?") for b in of["follows"]} <= {*table["chapters"]} - {c}, c
+
+
+def test_every_claim_names_what_a_kept_chapter_wrote():
+    "A name that no kept run has carries a question mark"
+    import pandas as pd
+    from integrated_cell.contents import made_run
+    from integrated_cell.standing import word
+    claims = pd.read_csv(PROJECT/"book/claims.csv").fillna("")
+    runs = [made_run(p, p.parent, partly=True) for p in (PROJECT/"book/published").glob("*/*.yaml")]
+    known = {k for r in runs for k, v in r["values"].items() if v is not None and v is not ...}
+    for c in claims.itertuples():
+        asked = re.findall(r"\{\{ (\w+) \}\}", c.found)
+        assert {*asked} <= known, (c.claim, {*asked} - known)
+        if "?" not in c.found and c.rule: assert any(word(c.rule, r["values"]) != "not in this run" for r in runs), c.claim
 
 
 def test_the_readme_says_what_was_measured():

@@ -91,11 +91,12 @@ def test_the_third_paper_s_numbers_hold_together():
     assert jury.to_dict() == dict(real=50, generated=50, experts=3, fooled=30)
 
 
-@pytest.mark.parametrize("page", ["second_paper", "third_paper"])
-def test_the_pages_of_print_and_code_name_what_exists(page):
-    text = (FOLDER.parent/f"book/{page}.md").read_text(encoding="utf-8")
-    functions = {f: getattr(import_module(f"integrated_cell.{f.split('.')[0]}"), f.split(".")[1]) for f in re.findall(r"`([a-z_]+\.[a-z_]+)`", text)}
-    for name, f in re.findall(r"`(\w+)` in `([a-z_]+\.[a-z_]+)`", text): assert name in inspect.signature(functions[f]).parameters, f"{name} of {f}"
+def test_the_errata_name_what_exists():
+    text = (FOLDER.parent/"book/errata.md").read_text(encoding="utf-8")
+    name = r"`([a-z]+\.[a-z0-9]+\.[a-z_0-9]+)`"
+    functions = {f: getattr(import_module(f"integrated_cell.{f.rpartition('.')[0]}"), f.rpartition(".")[2]) for f in re.findall(name, text)}
+    assert len(functions) > 8
+    for name, f in re.findall(rf"`(\w+)` in {name}", text): assert name in inspect.signature(functions[f]).parameters, f"{name} of {f}"
     for name, chapter in re.findall(r"`(\w+)(?: = \S+)?` in \*(\w+)\*", text):
         cells = json.loads((FOLDER.parent/f"nbs/experiments/{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
         said = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
