@@ -135,6 +135,7 @@ def lost(
     rows = []
     for s, g in table.groupby("structure"):
         a, b = (g.correlation[g.split == k] for k in ("train", "test"))
+        if not (len(a) and len(b)): continue
         e = Estimate(a.mean() - b.mean())
         if min(len(a), len(b)) > 1:
             ends = stats.ttest_ind(a, b, equal_var=False).confidence_interval()

@@ -166,7 +166,7 @@ def places(
     n: int,  # cells a stage
     seed: int = 0,
 ) -> pd.DataFrame:  # a row a structure and stage: mean shares in nucleus or chromosomes, membrane, cytoplasm, base
-    "Where each structure's signal lies: within DNA, within 1.5 µm of the membrane, between them; below a third of height"
+    "Shares of a structure's signal within DNA, within 1.5 µm of the membrane, between them; below a third of height"
     rows, grid = [], voxel_grid(shape)
     base = (grid.v[0] + 6)/12 < 1/3
     for stage, k in [(stage, k) for stage in stages for k in range(n)]:
