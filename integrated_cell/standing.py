@@ -23,7 +23,8 @@ def printed_numbers(
     "Each number of `data_manifest/printed`, named by its paper, table, row and column"
     found = {}
     for file in sorted((Path(root)/"data_manifest/printed").glob("*.csv")):
-        for r in pd.read_csv(file, dtype={"table": str}).itertuples():
+        rows = pd.read_csv(file, dtype={"table": str})
+        for r in rows.itertuples() if "value" in rows else ():  # other files there hold texts
             found[f"{file.stem}.{slug(f'{r.table} {r.row} {r.column}')}"] = r.value
     return found
 
