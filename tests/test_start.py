@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import ENV
 
 NO_TORCH = [
@@ -23,6 +24,25 @@ def said_by(code):
 def test_the_package_alone_brings_nothing():
     before, after = said_by("n = len(sys.modules)\nimport integrated_cell\nprint(json.dumps([n, len(sys.modules)]))")
     assert after - before <= 2
+
+
+def test_the_package_is_there_at_once():
+    "Processor time of the import, of the fastest of five processes: a busy machine makes others slower, not this one"
+    took = [said_by("import time\nt = time.process_time()\nimport integrated_cell\nprint(json.dumps(time.process_time() - t))") for _ in range(5)]
+    assert min(took) < .3, took
+
+
+def test_the_first_verbs_come_when_they_are_used():
+    import integrated_cell as ic
+    loaded, heavy = said_by(f"""
+import integrated_cell as ic
+first = dir(ic)
+cells = ic.simulate_cells(2, (8, 12, 16), structures=["TOM20"])
+print(json.dumps([[n in first for n in ic.__all__] + [n in vars(ic) for n in ic.__all__], sorted({HEAVY} & set(sys.modules))]))""")
+    n = len(ic.__all__)
+    assert all(loaded[:n]) and sum(loaded[n:]) == 1 and not heavy
+    for name in ic.__all__: assert callable(getattr(ic, name)) and getattr(ic, name).__doc__, name
+    with pytest.raises(AttributeError, match="it offers simulate_cells"): ic.simulate_cell
 
 
 def test_modules_that_need_no_torch_do_not_load_it():
