@@ -87,12 +87,15 @@ def test_split_is_the_same_in_another_process():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == here
 
 
-@pytest.mark.parametrize("flip", [False, True])
+EVERY = dict(flip=True, flip_z=True, turn=25, shift=1, contrast=.2)
+
+
+@pytest.mark.parametrize("moves", [{}, dict(flip=True), EVERY])
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_batches_do_not_depend_on_how_they_are_read(tmp_path, workers, flip):
+def test_batches_do_not_depend_on_how_they_are_read(tmp_path, workers, moves):
     cells = create(tmp_path/"cells", x=images(70), t=table(70))
     rows = cells.rows("train")
-    a, b = (cells.batches(rows, 8, seed=1, flip=flip, resident=r, workers=workers) for r in (True, False))
+    a, b = (cells.batches(rows, 8, seed=1, resident=r, workers=workers, **moves) for r in (True, False))
     for e in range(2):
         for p, q in zip(a.epoch(e), b.epoch(e), strict=True): assert all(torch.equal(p[k], q[k]) for k in p)
     assert [p["rows"].tolist() for p in b.epoch(1, start=3)] == [p["rows"].tolist() for p in a.epoch(1)][3:]
@@ -196,3 +199,49 @@ def test_whole_removes_what_failed(tmp_path):
     with pytest.raises(RuntimeError):
         with whole(tmp_path/"a") as part: part.mkdir(); (part/"x").write_text("x"); raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+# Moves and the third split
+
+@pytest.mark.parametrize("move, says", [
+    (dict(turn=181), "turn = 181: give degrees"), (dict(shift=4), "can be shifted by 0 to 3 voxels"), (dict(shift=-1), "shift = -1"),
+    (dict(contrast=1.), "contrast = 1.0: give a share"), (dict(turn=float("nan")), "turn = nan")])
+def test_a_move_that_cannot_be(move, says):
+    with pytest.raises(BadInput, match=says): create(None).batches([0, 1], 2, **move)
+    with pytest.raises(TypeError): create(None).batches([0, 1], 2, spin=3)
+
+
+def test_moves_are_those_of_epoch_and_place_alone():
+    x = np.repeat(images(1), 12, 0)
+    def seen(e, **how): return torch.cat([b["x"] for b in Batches(x, np.zeros(12), np.arange(12), 6, seed=4, **EVERY, **how).epoch(e)])
+    assert torch.equal(seen(0), seen(0, resident=False, workers=0)) and not torch.equal(seen(0), seen(1))
+    assert len({tuple(one.flatten().tolist()) for one in seen(0)}) == 12, "one cell, shown twelve times: never alike"
+
+
+def test_a_turn_knows_the_size_of_a_pixel():
+    "A line along X, of pixels twice as high as wide, turned by 90 degrees is half as many pixels along Y"
+    x = np.zeros((1, 1, 41, 41), np.uint8); x[..., 20, 10:31] = 240
+    from integrated_cell.data.batches import turned
+    tall, square = (turned(x, np.array([90.]), voxel)[0, 0, :, 20] for voxel in ((2., 1.), None))
+    assert (square > 120).sum() == 21 and (tall > 60).sum() in (10, 11)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_validation_cells_come_out_of_training_cells(published):
+    t = table(200).assign(field=[f"f{i//5}" for i in range(200)])
+    if published: t["split"] = ["test" if i % 5 == 0 else "train" for i in range(200)]
+    how = dict(group=None if published else "field", test_fraction=.2)
+    with_none, some = (create(None, images(200), t, validation_fraction=f, **how) for f in (0., .25))
+    assert (with_none.rows("test") == some.rows("test")).all() and not len(with_none.rows("validation"))
+    assert set(with_none.rows("train")) == set(some.rows("train")) | set(some.rows("validation"))
+    assert abs(len(some.rows("validation"))/len(with_none.rows("train")) - .25) < .05
+    if not published: assert (some.table.groupby("field").split.nunique() == 1).all()
+    more = create(None, images(240), pd.concat([t, table(40).assign(cell_id=[f"n{i}" for i in range(40)], field="new", split="train")]),
+                  validation_fraction=.25, **how) if published else some
+    assert ((more.table.split[:200] == "validation") != (some.table.split == "validation")).sum() <= 12, "adding cells moves few"
+
+
+@pytest.mark.parametrize("fraction, says", [(1., "validation_fraction = 1.0: give a share"), (-.1, "give a share"), (.5, "class 'a' has 2 cells of a single group")])
+def test_a_validation_share_that_cannot_be(fraction, says):
+    t = table(8).assign(group=["x", "y", "x", "z", "u", "v", "u", "w"])
+    with pytest.raises(BadInput, match=says): create(None, images(8), t, group="group", test_fraction=.5, validation_fraction=fraction)
