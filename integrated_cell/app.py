@@ -25,10 +25,13 @@ def write_ome(
 ) -> Path:  # where it stands
     "An OME-TIFF with channel names and voxel size, whole or not at all"
     import tifffile
-    if image.shape[0] != len(channels): raise BadInput(f"{path}: {image.shape[0]} channels but {len(channels)} names; give one a channel")
+    if image.shape[0] != len(channels):
+        raise BadInput(f"{path}: {image.shape[0]} channels but {len(channels)} names; give one a channel")
     about = {"axes": "CZYX" if image.ndim == 4 else "CYX", "Channel": {"Name": list(channels)}}
-    for axis, size in zip("XYZ", reversed(voxel_um or ())): about |= {f"PhysicalSize{axis}": float(size), f"PhysicalSize{axis}Unit": "µm"}
-    with whole(path) as part: tifffile.imwrite(part, image, ome=True, metadata=about, compression="zlib", photometric="minisblack")
+    for axis, size in zip("XYZ", reversed(voxel_um or ())):
+        about |= {f"PhysicalSize{axis}": float(size), f"PhysicalSize{axis}Unit": "µm"}
+    how = dict(ome=True, metadata=about, compression="zlib", photometric="minisblack")
+    with whole(path) as part: tifffile.imwrite(part, image, **how)
     return Path(path)
 
 # %% ../nbs/93_app.ipynb #a6dba09c
@@ -40,8 +43,11 @@ def reference_channels(
     "Which channels are x_r: as given, or those of these names; nothing is guessed"
     known = {str(n).lower(): i for i, n in enumerate(names)} | given
     try: found = [known["membrane"], known["dna"]]
-    except KeyError as e: raise BadInput(f"{path}: which of its {len(names)} channels is {e}? say --channels membrane=0,dna=1 (its channels are called {', '.join(map(str, names))})") from e
-    if found[0] == found[1]: raise BadInput(f"{path}: membrane and dna are both channel {found[0]}; they must be two channels")
+    except KeyError as e:
+        raise BadInput(f"{path}: which of its {len(names)} channels is {e}? say --channels membrane=0,dna=1 "
+                       f"(its channels are called {', '.join(map(str, names))})") from e
+    if found[0] == found[1]:
+        raise BadInput(f"{path}: membrane and dna are both channel {found[0]}; they must be two channels")
     for i in found:
         if not 0 <= i < len(names): raise BadInput(f"{path}: no channel {i}; it has {len(names)}, counted from 0")
     return found
@@ -54,15 +60,20 @@ def read_reference(
     channels: dict,  # as `reference_channels` takes it
     voxel_um: tuple | None = None,  # of the image, where its file does not say
 ) -> np.ndarray:  # (2, *shape) float32 in [0, 1]
-    "x_r of an image file: taken as it is where it has the model's shape and voxel size in 8 bit, else prepared (section 3.1)"
+    "x_r of an image file, as it is where it has the model's shape and voxel size in 8 bit, else prepared (section 3.1)"
     from integrated_cell.data.stack import DoesNotFit, prepare_cell, read_image
     stack, size_um, names = read_image(path, voxel_um=voxel_um)
     stack = np.asarray(stack)[reference_channels(list(names), channels, path)]
-    same = stack.dtype == np.uint8 and stack.shape[1:] == tuple(shape) and (to_voxel_um is None or np.allclose(size_um, to_voxel_um, rtol=.01))
+    same_size = to_voxel_um is None or np.allclose(size_um, to_voxel_um, rtol=.01)
+    same = stack.dtype == np.uint8 and stack.shape[1:] == tuple(shape) and same_size
     if not same:
-        if to_voxel_um is None: raise BadInput(f"{path}: the model does not say the voxel size it was trained at; give images of its shape {tuple(shape)} in 8 bit")
+        if to_voxel_um is None:
+            raise BadInput(f"{path}: the model does not say the voxel size it was trained at; "
+                           f"give images of its shape {tuple(shape)} in 8 bit")
         try: stack = prepare_cell(stack, size_um, to_voxel_um, tuple(shape))
-        except DoesNotFit as e: raise BadInput(f"{path}: {str(e).split(';')[0]}; this model cannot take it, leave the cell out or use a model of a larger field") from e
+        except DoesNotFit as e:
+            raise BadInput(f"{path}: {str(e).split(';')[0]}; this model cannot take it, "
+                           "leave the cell out or use a model of a larger field") from e
         except BadInput as e: raise BadInput(f"{path}: {e}") from e
     return stack.astype(np.float32)/255
 
@@ -73,9 +84,12 @@ def read_codes(
 ) -> np.ndarray:  # (n, n_latent_r) float32
     "Shape codes z_r, one or several, without any image"
     try: z_r = np.atleast_2d(np.load(path, allow_pickle=False)).astype(np.float32)
-    except (OSError, ValueError, EOFError) as e: raise BadInput(f"{path}: not a .npy file of numbers ({str(e).splitlines()[0]}); write one with numpy.save") from e
+    except (OSError, ValueError, EOFError) as e:
+        raise BadInput(f"{path}: not a .npy file of numbers ({str(e).splitlines()[0]}); "
+                       "write one with numpy.save") from e
     if z_r.ndim != 2 or z_r.shape[1] != n_latent_r or not np.isfinite(z_r).all():
-        raise BadInput(f"{path}: holds {z_r.shape} values, where (n, {n_latent_r}) finite ones are needed, one z_r of this model a row")
+        raise BadInput(f"{path}: holds {z_r.shape} values, where (n, {n_latent_r}) finite ones are needed, "
+                       "one z_r of this model a row")
     return z_r
 
 # %% ../nbs/93_app.ipynb #d9ad3bf7
@@ -83,8 +97,9 @@ def _integrated(model, path, name, channels, voxel_um):  # {stem: (2 + K, *shape
     import torch
     from integrated_cell.data.cells import CHANNELS_R
     from integrated_cell.integration.integrate import integrate, integrate_latent
-    if Path(path).suffix == ".npy":  # membrane and DNA are the decoder's own, the mean over what it draws around each structure
-        x = integrate_latent(model, torch.from_numpy(read_codes(path, model.settings["n_latent_r"])), channel=slice(None)).numpy()
+    if Path(path).suffix == ".npy":  # membrane and DNA are the decoder's own: a mean over all structures
+        z_r = torch.from_numpy(read_codes(path, model.settings["n_latent_r"]))
+        x = integrate_latent(model, z_r, channel=slice(None)).numpy()
         return {f"{name}.{i}": np.concatenate([one[:, CHANNELS_R].mean(0), one[:, 1]]) for i, one in enumerate(x)}
     x_r = read_reference(path, model.settings["shape"], model.settings["voxel_um"], channels, voxel_um)
     return {name: np.concatenate([x_r, integrate(model, torch.from_numpy(x_r)[None])[0].numpy()])}
@@ -113,7 +128,8 @@ def integrate_images(
             left_out.append(str(e))
             continue
         for stem, x in made.items():
-            written.append(write_ome(Path(out)/f"{stem}.integrated.ome.tif", np.rint(x*255).astype(np.uint8), ["membrane", "dna", *model.classes], model.settings["voxel_um"]))
+            file, names = Path(out)/f"{stem}.integrated.ome.tif", ["membrane", "dna", *model.classes]
+            written.append(write_ome(file, np.rint(x*255).astype(np.uint8), names, model.settings["voxel_um"]))
     return written
 
 # %% ../nbs/93_app.ipynb #886d4633
@@ -128,18 +144,22 @@ def pairs(
 # %% ../nbs/93_app.ipynb #2f40d35e
 def _channels(said):
     named = pairs(said.split(",") if said else [])
-    if set(named) - {"membrane", "dna"} or any(type(v) is not int for v in named.values()): raise BadInput(f"--channels {said}: not understood; write membrane=0,dna=1, counted from 0")
+    if set(named) - {"membrane", "dna"} or any(type(v) is not int for v in named.values()):
+        raise BadInput(f"--channels {said}: not understood; write membrane=0,dna=1, counted from 0")
     return named
 
 def _sizes(said):
     try: sizes = tuple(float(v) for v in said.split(",")) if said else None
-    except ValueError as e: raise BadInput(f"--voxel-um {said}: not understood; write the sizes of Z, Y and X in µm, e.g. 0.29,0.1,0.1") from e
+    except ValueError as e:
+        raise BadInput(f"--voxel-um {said}: not understood; "
+                       "write the sizes of Z, Y and X in µm, e.g. 0.29,0.1,0.1") from e
     if sizes and not all(v > 0 for v in sizes): raise BadInput(f"--voxel-um {said}: every size must be above 0")
     return sizes
 
 def _integrate(a):
     left_out = []
-    for path in integrate_images(a.model, a.images, a.out, _channels(a.channels), _sizes(a.voxel_um), left_out): print(path)
+    written = integrate_images(a.model, a.images, a.out, _channels(a.channels), _sizes(a.voxel_um), left_out)
+    for path in written: print(path)
     if left_out: raise BadInput("\n".join(left_out))
 
 def _fetch(a):
@@ -148,7 +168,8 @@ def _fetch(a):
 
 def _plates(a):
     from integrated_cell.data.plates import plate_cells
-    print(plate_cells(a.folder, a.out, a.size, a.plates.split(",") if a.plates else None, a.allow_missing, nucleus_px=a.nucleus_px, workers=a.workers))
+    plates = a.plates.split(",") if a.plates else None
+    print(plate_cells(a.folder, a.out, a.size, plates, a.allow_missing, nucleus_px=a.nucleus_px, workers=a.workers))
 
 def _chapter(a):
     from integrated_cell.results import process
@@ -175,30 +196,39 @@ def _publish(a):
 # %% ../nbs/93_app.ipynb #dd276d4e
 def parser() -> argparse.ArgumentParser:
     "The commands and their arguments"
-    top = argparse.ArgumentParser(prog="integrated-cell", description="Generative models of cell images, from a microscope's files to a rendered book")
+    about = "Generative models of cell images, from a microscope's files to a rendered book"
+    top = argparse.ArgumentParser(prog="integrated-cell", description=about)
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     def command(name, run, text, *arguments):
         c = commands.add_parser(name, help=text, description=text)
         c.set_defaults(run=run)
         for flags, more in arguments: c.add_argument(*flags.split(), **more)
     config = "--config", dict(required=True, metavar="FILE", help="the run, e.g. config/quick.yaml")
-    command("fetch", _fetch, "Get the files of a source, checked, local copies first", ("source", dict(help="e.g. hela3d")),
+    command("fetch", _fetch, "Get the files of a source, checked, local copies first",
+            ("source", dict(help="e.g. hela3d")),
             ("--mirror", dict(metavar="DIR", help="folder of local copies (default: INTEGRATED_CELL_MIRROR)")))
     command("chapter", _chapter, "Run one chapter of a run", ("name", dict(help="e.g. classification")), config,
-            ("-p", dict(action="append", default=[], metavar="KEY=VALUE", help="a parameter over the file's, may be repeated")))
-    command("again", _again, "Have a finished chapter, and what follows from it, run again", ("name", dict(help="e.g. classification")), config)
+            ("-p", dict(action="append", default=[], metavar="KEY=VALUE",
+                        help="a parameter over the file's, may be repeated")))
+    command("again", _again, "Have a finished chapter, and what follows from it, run again",
+            ("name", dict(help="e.g. classification")), config)
     command("integrate", _integrate, "Predict where every structure is, from membrane and DNA (Algorithm 3)",
-            ("model", dict(help="folder of a trained conditional model, e.g. results/quick/conditional")), ("images", dict(nargs="+", help="image files, a cell each, or .npy files of z_r, a cell a row")),
+            ("model", dict(help="folder of a trained conditional model, e.g. results/quick/conditional")),
+            ("images", dict(nargs="+", help="image files, a cell each, or .npy files of z_r, a cell a row")),
             ("--out", dict(required=True, metavar="DIR", help="folder for <name>.integrated.ome.tif")),
-            ("--channels", dict(metavar="membrane=0,dna=1", help="which channels they are, where the file does not name them")),
+            ("--channels", dict(metavar="membrane=0,dna=1",
+                                help="which channels they are, where the file does not name them")),
             ("--voxel-um", dict(metavar="Z,Y,X", help="voxel size in µm, where the file does not say")))
-    command("plates", _plates, "Cut single cells out of a screen's plates, laid out as BBBC021", ("folder", dict(help="the tables, and the plates as folders or zips")),
-            ("--out", dict(required=True, metavar="DIR", help="where the store of cells shall stand: a new folder, or a store to replace")),
+    command("plates", _plates, "Cut single cells out of a screen's plates, laid out as BBBC021",
+            ("folder", dict(help="the tables, and the plates as folders or zips")),
+            ("--out", dict(required=True, metavar="DIR",
+                           help="where the store of cells shall stand: a new folder, or a store to replace")),
             ("--plates", dict(metavar="A,B", help="only these, e.g. Week1_22123,Week1_22141")),
             ("--size", dict(type=int, default=96, metavar="PIXELS", help="side of a crop (96)")),
             ("--nucleus-px", dict(type=float, default=30., metavar="PIXELS", help="diameter of a usual nucleus (30)")),
             ("--workers", dict(type=int, default=1, metavar="N", help="processes (1)")),
-            ("--allow-missing", dict(action="store_true", help="go on without sites whose images are not there or damaged")))
+            ("--allow-missing", dict(action="store_true",
+                                     help="go on without sites whose images are not there or damaged")))
     command("book", _book, "Build the book of a run that is finished", config)
     command("read", _read, "Build the book of the kept runs, executing nothing")
     command("publish", _publish, "Keep the finished chapters of a run in book/published", config)
@@ -209,7 +239,7 @@ def main(
     argv: list | None = None,  # None: the command line's
 ) -> int:  # exit status
     "Run a command; what a person can mend is told in one sentence"
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: threads that wait leave their core to others
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: who waits leaves the core to others
     a = parser().parse_args(argv)
     try: a.run(a)
     except BadInput as e:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Estimate', 'verdict', 'apart', 'aimed', 'from_draws', 'bootstrap', 'mean_interval', 'median_interval', 't_interval',
-           'wilson', 'share', 'estimates', 'estimate', 'differences', 'spread', 'readings', 'against_aims', 'printed']
+           'wilson', 'share', 'estimates', 'estimate', 'differences', 'spread', 'wide', 'readings', 'against_aims',
+           'printed']
 
 # %% ../nbs/01_claims.ipynb #97097470
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -215,6 +216,19 @@ def spread(
     text = groups.median().map("{:.3g}".format) + groups.agg(stats.median_abs_deviation).map(" ± {:.3g}".format)
     rows, kinds = (list(dict.fromkeys(table[c])) for c in (index, columns))
     return text.unstack().reindex(rows, columns=kinds).rename_axis(index=None, columns=None)
+
+# %% ../nbs/01_claims.ipynb #9dc8a988
+def wide(
+    t: pd.DataFrame,  # value, low, high and the two columns
+    index: str,  # column that becomes the rows
+    columns: str,  # column that becomes the columns
+) -> pd.DataFrame:  # texts "value [low, high]", rows and columns in the order of t
+    "A wide table of estimates"
+    if not len(t): return pd.DataFrame()
+    texts = [str(Estimate(*map(float, e))) for e in t[["value", "low", "high"]].to_numpy(float)]
+    rows, kinds = (list(dict.fromkeys(t[c])) for c in (index, columns))
+    table = t.assign(text=texts).pivot(index=index, columns=columns, values="text")
+    return table.reindex(rows, columns=kinds).rename_axis(index=None, columns=None)
 
 # %% ../nbs/01_claims.ipynb #d4df66f2
 def _beside(numbers: Mapping, name: str) -> tuple:  # low, high of a number, where they stand beside it

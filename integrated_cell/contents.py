@@ -127,5 +127,6 @@ def toc(
     for p in parts:
         pages = [{"file": name} | ({"sections": below[name]} if below.get(name) else {}) for name in p["pages"]]
         chapters = [entry(p["name"], c, on) for c, on in p["chapters"].items() if c not in p["pages"]]
-        said.append({"caption": p["title"], "chapters": [{"file": p["name"], "title": "In one page"}, *pages, *chapters]})
+        first = {"file": p["name"], "title": "In one page"}
+        said.append({"caption": p["title"], "chapters": [first, *pages, *chapters]})
     return {"format": "jb-book", "root": "intro", "parts": said}

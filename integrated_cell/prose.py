@@ -89,8 +89,10 @@ def fill(
         if values.get(name, ...) is not ...: return shown(values[name])
         chapter = max((c for c in ran or {} if name.startswith(f"{c}_")), key=len, default=None)
         if optional and chapter and not ran[chapter]: return ABSENT
-        if name in values: raise BadInput(f"{where}: two numbers are called '{name}'; give one of them another name in metrics.json")
-        raise BadInput(f"{where}: no chapter wrote a number '{name}'; correct the name or let the chapter write it into its metrics.json")
+        if name in values:
+            raise BadInput(f"{where}: two numbers are called '{name}'; give one of them another name in metrics.json")
+        raise BadInput(f"{where}: no chapter wrote a number '{name}'; "
+                       "correct the name or let the chapter write it into its metrics.json")
     return re.sub(r"\{\{ ([\w.]+)(\??) \}\}", value, text)
 
 # %% ../nbs/04_prose.ipynb #015ee925

@@ -30,7 +30,8 @@ def declared(
     "The parameters of an experiment notebook: the assignments in its one cell tagged `parameters`"
     notebook = Path(notebook)
     try: cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError) as e: raise BadInput(f"{notebook}: not a readable notebook; restore it") from e
+    except (OSError, ValueError, KeyError) as e:
+        raise BadInput(f"{notebook}: not a readable notebook; restore it") from e
     tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
     if len(tagged) != 1: raise BadInput(f"{notebook}: {len(tagged)} cells carry the tag 'parameters'; tag exactly one")
     assigned = [n for n in ast.parse("".join(tagged[0]["source"])).body if isinstance(n, ast.Assign)]
@@ -94,12 +95,13 @@ def read_config(
     said, root = _said(path), path.resolve().parent.parent
     chapters, every = said.pop("chapters"), said.pop("all", None) or {}
     if not (root/"nbs/experiments").is_dir():
-        raise BadInput(f"{path}: a run's file must lie in the folder config/ of the project, beside nbs/; move it there")
+        raise BadInput(f"{path}: a run's file must lie in the project's folder config/, beside nbs/; move it there")
     known = sorted(p.stem for p in (root/"nbs/experiments").glob("*.ipynb"))
     for c in chapters:
         if c not in known: raise BadInput(f"{path}: unknown chapter '{c}'; there are {', '.join(known)}")
     for b in said:
-        if b not in chapters: raise BadInput(f"{path}: unknown block '{b}'; the chapters of this run are {', '.join(chapters)}")
+        if b in chapters: continue
+        raise BadInput(f"{path}: unknown block '{b}'; the chapters of this run are {', '.join(chapters)}")
     config = {"name": path.stem, "path": str(path), "root": root, "chapters": chapters, "all": every,
               "blocks": {name: block or {} for name, block in said.items()}}
     for c in chapters: parameters(config, c)
@@ -127,10 +129,12 @@ def parameters(
         raise BadInput(f"unknown chapter '{chapter}'; there are {there}")
     defaults, merged = declared(notebook), {}
     for where, block in [("all", config["all"]), (chapter, config["blocks"].get(chapter, {})), ("-p", changed or {})]:
-        if not isinstance(block, dict): raise BadInput(f"{path}: block '{where}' is not a list of 'key: value' lines; correct it")
+        if not isinstance(block, dict):
+            raise BadInput(f"{path}: block '{where}' is not a list of 'key: value' lines; correct it")
         for k, v in block.items():
             if k not in defaults:
-                raise BadInput(f"{path}: unknown parameter '{k}' in '{where}'; notebook {chapter} knows {', '.join(defaults)}")
+                knows = f"notebook {chapter} knows {', '.join(defaults)}"
+                raise BadInput(f"{path}: unknown parameter '{k}' in '{where}'; {knows}")
             merged[k] = as_declared(v, defaults[k], f"{path}: {where}: {k}")
     return {"results": f"results/{config['name']}"} | merged
 
@@ -212,7 +216,8 @@ def fault(
             first = o["evalue"].strip().split("\n")[0]
             where = f"code cell {n + 1}: {o['ename']}: {first}"
             return f"chapter {chapter} failed in {where}; the notebook with its error is at {notebook}"
-    return f"chapter {chapter} stopped: its process ended, most often for want of memory; the notebook so far is at {notebook}"
+    why = "its process ended, most often for want of memory"
+    return f"chapter {chapter} stopped: {why}; the notebook so far is at {notebook}"
 
 # %% ../nbs/91_workflow.ipynb #ccb87e1a
 def help_train(
@@ -223,9 +228,11 @@ def help_train(
     "What a process beside the first does for a chapter"
     import papermill
     if "devices" not in declared(notebook): return
-    try: papermill.execute_notebook(notebook, None, values, kernel_name="python3", cwd=str(root), progress_bar=False, extra_arguments=["--log-level=ERROR"])
+    quiet = dict(progress_bar=False, extra_arguments=["--log-level=ERROR"])
+    try: papermill.execute_notebook(notebook, None, values, kernel_name="python3", cwd=str(root), **quiet)
     except papermill.PapermillExecutionError as e:
-        if (e.ename, e.evalue) != ("SystemExit", "0"): raise BadInput(f"process {process()[0]} of chapter {notebook.stem} stopped: {e.ename}: {e.evalue}") from e
+        if (e.ename, e.evalue) == ("SystemExit", "0"): return
+        raise BadInput(f"process {process()[0]} of chapter {notebook.stem} stopped: {e.ename}: {e.evalue}") from e
 
 # %% ../nbs/91_workflow.ipynb #0d1ed4fe
 def run_chapter(

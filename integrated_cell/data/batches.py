@@ -112,7 +112,7 @@ def _load(images, which: np.ndarray, device, n: int):  # -> (len(which), c, *s) 
     import torch
     gpu, starts = device.type == "cuda", range(0, len(which), 64)
     kept = torch.empty((len(which), *images.shape[1:]), dtype=torch.uint8, device=device if gpu else "cpu")
-    read = lambda k: read_images(images, which[k:k + 64])
+    def read(k): return read_images(images, which[k:k + 64])
     for k, x in zip(starts, ahead(read, starts, n)): kept[k:k + 64] = torch.from_numpy(x)
     return kept if gpu else kept.numpy()
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold
 
+from ..claims import Estimate, bootstrap
 from ..results import BadInput, whole
 
 # %% ../../nbs/83_profiling.profiles.ipynb #92d71293
@@ -208,27 +209,31 @@ def predict_moa(
     return pd.DataFrame(out | {"right": scored & (predicted == moas)}, profiles.index if isinstance(profiles, pd.DataFrame) else None)
 
 # %% ../../nbs/83_profiling.profiles.ipynb #38976655
+def _ratio(sums: np.ndarray) -> float:  # (n, 2): right and in all, a row a compound
+    return float(sums[:, 0].sum()/sums[:, 1].sum())
+
+
 def nsc_interval(
     predictions: pd.DataFrame,  # of predict_moa
     average: str = "treatment",  # or "compound"
     other: pd.DataFrame | None = None,  # of another method for the same treatments: accuracy minus its accuracy
     n_boot: int = 2000,
     seed: int = 0,
-    level: float = .95,
-) -> tuple[float, float, float]:  # accuracy or difference, low, high
-    "Accuracy, or a paired difference of two, with its bootstrap interval over compounds (Efron & Tibshirani 1993, chapter 8)"
-    if average not in ("treatment", "compound"): raise BadInput(f"an average over '{average}' is not known; choose treatment or compound")
+) -> Estimate:  # accuracy or difference
+    "Accuracy, or a paired difference of two, bootstrap over compounds (Efron & Tibshirani 1993, chapter 8)"
+    if average not in ("treatment", "compound"):
+        raise BadInput(f"an average over '{average}' is not known; choose treatment or compound")
     same = ["compound", "moa", "scored"]
     if other is not None and not np.array_equal(other[same].to_numpy(object), predictions[same].to_numpy(object)):
         raise BadInput("two methods are compared on different treatments; give both the same ones in the same order")
     gain = predictions.right.astype(float) - (0 if other is None else other.right.to_numpy(float))
-    by = gain[predictions.scored].groupby(predictions.compound[predictions.scored].to_numpy())
-    right, n = by.sum().to_numpy(), by.size().to_numpy()
-    if not len(n): raise BadInput("no treatment has a partner of its mechanism in another batch, so none can be scored; try without batches")
-    if average == "compound": right, n = right/n, np.ones(len(n))
-    drawn = np.random.default_rng(seed).integers(len(n), size=(n_boot, len(n)))
-    low, high = np.quantile(right[drawn].sum(1)/n[drawn].sum(1), [(1 - level)/2, (1 + level)/2]) if n_boot else (np.nan,)*2
-    return float(right.sum()/n.sum()), float(low), float(high)
+    scored = predictions.scored
+    by = gain[scored].groupby(predictions.compound[scored].to_numpy()).agg(["sum", "size"]).to_numpy()
+    if not len(by):
+        raise BadInput("no treatment has a partner of its mechanism in another batch, so none can be scored; "
+                       "try without batches")
+    if average == "compound": by = np.c_[by[:, 0]/by[:, 1], np.ones(len(by))]
+    return bootstrap(_ratio, by, n_boot=n_boot, seed=seed)
 
 # %% ../../nbs/83_profiling.profiles.ipynb #314f3334
 def nsc_accuracy(

@@ -107,12 +107,16 @@ def processes(
 ) -> Fabric:  # to be launched
     "What trains: this process alone, or one a device, joined by DistributedDataParallel"
     gpus, world, n_nodes = 0 if accelerator == "cpu" else torch.cuda.device_count(), process()[1], 1
+    common = dict(accelerator=accelerator, precision=precision)
     if devices != 1: devices = world if world > 1 else devices or gpus or 1
-    if devices == 1: return Fabric(accelerator=accelerator, devices=1, precision=precision, plugins=LightningEnvironment())
-    if 0 < gpus < devices and world == 1: raise BadInput(f"devices is {devices}, but there are {gpus} GPUs; give at most {gpus}, or 0 for all")
-    if world > 1: n_nodes = int(os.environ.get("GROUP_WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_NODES", 1))
-    around = LightningEnvironment() if world == 1 else TorchElasticEnvironment() if "TORCHELASTIC_RUN_ID" in os.environ else SLURMEnvironment()
+    if devices == 1: return Fabric(devices=1, plugins=LightningEnvironment(), **common)
+    if 0 < gpus < devices and world == 1:
+        raise BadInput(f"devices is {devices}, but there are {gpus} GPUs; give at most {gpus}, or 0 for all")
+    around = LightningEnvironment()
+    if world > 1:
+        n_nodes = int(os.environ.get("GROUP_WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_NODES", 1))
+        around = TorchElasticEnvironment() if "TORCHELASTIC_RUN_ID" in os.environ else SLURMEnvironment()
     strategy = DDPStrategy(forward_sync_buffers=False, start_method="fork")
-    fabric = Fabric(accelerator=accelerator, devices=devices//n_nodes, num_nodes=n_nodes, precision=precision, strategy=strategy, plugins=around)
+    fabric = Fabric(devices=devices//n_nodes, num_nodes=n_nodes, strategy=strategy, plugins=around, **common)
     if world > 1: fabric.strategy._launcher = None  # they are there already
     return fabric

@@ -21,12 +21,15 @@ def halves(
     x = x.view(*x.shape[:2], *[k for s in x.shape[2:] for k in (s//2, 2)])
     return x.permute(0, 1, *range(3, 3 + 2*d, 2), *range(2, 2 + 2*d, 2))
 
-def _padded(x, out):  # (n, c, *s) -> (n, c, *(2 out + 2)), one zero before; what the convolution does not reach is cut off
+def _padded(x, out):  # (n, c, *s) -> (n, c, *(2 out + 2))
+    "One zero before; what the convolution does not reach is cut off"
     return F.pad(x, [k for s, o in zip(x.shape[:1:-1], out[::-1]) for k in (1, 2*o + 1 - s)])
 
-def _offsets(out):  # of the four or eight places where an output meets its halves: index into halves, index into windows
+def _offsets(out):  # index into halves, index into windows
+    "The four or eight places where an output meets its halves"
     for m in product((0, 1), repeat=len(out)):
-        yield (..., *[slice(a, a + o) for a, o in zip(m, out)]), (slice(None),)*(2 + len(out)) + tuple(k for a in m for k in (a, slice(None)))
+        of_windows = tuple(k for a in m for k in (a, slice(None)))
+        yield (..., *[slice(a, a + o) for a, o in zip(m, out)]), (slice(None),)*(2 + len(out)) + of_windows
 
 # %% ../../nbs/31_training.convolve.ipynb #00eba7b5
 def windows(
@@ -59,8 +62,9 @@ def by_halves(
 ) -> Tensor:  # (n, c, *shape)
     "The transposed convolution as one of stride 1"
     (o, c), d = w.shape[:2], len(shape)
-    w = w.view(o, c, *[2]*(2*d)).permute(1, *range(3, 3 + 2*d, 2), 0, *range(2, 2 + 2*d, 2)).flip(*range(2 + d, 2 + 2*d))
-    half = torch.convolution(y, w.reshape(c*2**d, o, *[2]*d), None, [1]*d, [1]*d, [1]*d, False, [0]*d, 1).unflatten(1, (c, *[2]*d))
+    w = w.view(o, c, *[2]*(2*d)).permute(1, *range(3, 3 + 2*d, 2), 0, *range(2, 2 + 2*d, 2))
+    w = w.flip(*range(2 + d, 2 + 2*d)).reshape(c*2**d, o, *[2]*d)
+    half = torch.convolution(y, w, None, [1]*d, [1]*d, [1]*d, False, [0]*d, 1).unflatten(1, (c, *[2]*d))
     x = y.new_empty(len(y), c, *shape)
     for p in product((0, 1), repeat=d):
         part = x[(..., *[slice(1 - a, 2*(s//2) + 1, 2) for a, s in zip(p, shape)])]
@@ -72,12 +76,14 @@ def _few(rows, w_size, x): return x.device.type == "cpu" and w_size > 2**17*rows
 
 def _many(rows, d): return d == 3 and rows >= 4096
 
-def _backward(y, x, w, d, mask):  # of PyTorch's own convolution; only the shapes of x and w count where they are not needed
+def _backward(y, x, w, d, mask):
+    "Of PyTorch's own convolution; only the shapes of x and w count where they are not needed"
     return torch.ops.aten.convolution_backward(y, x, w, None, [2]*d, [1]*d, [1]*d, False, [0]*d, 1, mask)
 
 def _down(x, w):
     d, out = x.ndim - 2, [s//2 for s in x.shape[2:]]
-    if not _few(len(x)*torch.Size(out).numel(), w.numel(), x): return torch.convolution(x, w, None, [2]*d, [1]*d, [1]*d, False, [0]*d, 1)
+    few = _few(len(x)*torch.Size(out).numel(), w.numel(), x)
+    if not few: return torch.convolution(x, w, None, [2]*d, [1]*d, [1]*d, False, [0]*d, 1)
     return (windows(x) @ w.flatten(1).T).view(len(x), *out, -1).movedim(-1, 1).contiguous()
 
 def _up(y, w, shape):
@@ -118,7 +124,7 @@ class Down(_Product):
         return Up.apply(y, w, x.shape[2:]) if wanted(ctx, 0) else None, Weights.apply(x, y) if wanted(ctx, 1) else None
 
 class Up(_Product):
-    "y (n, o, *out), w (o, i, *[4]*d), shape -> x (n, i, *shape): the gradient of `Down` in its image, the transposed convolution"
+    "y (n, o, *out), w (o, i, *[4]*d), shape -> x (n, i, *shape): the gradient of `Down` in its image"
     @staticmethod
     def forward(y, w, shape): return _up(y, w, tuple(shape))
     @staticmethod
@@ -137,9 +143,9 @@ class Weights(_Product):
 
 # %% ../../nbs/31_training.convolve.ipynb #4b34a585
 def _pays(layer, x, rows):
-    fits = layer.kernel_size == (4,)*len(layer.kernel_size) and layer.stride == (2,)*len(layer.stride) and layer.padding == (1,)*len(layer.padding)
-    plain = layer.groups == 1 and layer.dilation == (1,)*len(layer.dilation)
-    return x.device.type == "cpu" and fits and plain and (_few(rows, layer.weight.numel(), x) or _many(rows, x.ndim - 2))
+    plan = {"kernel_size": 4, "stride": 2, "padding": 1, "dilation": 1}
+    fits = layer.groups == 1 and all(set(getattr(layer, name)) == {k} for name, k in plan.items())
+    return x.device.type == "cpu" and fits and (_few(rows, layer.weight.numel(), x) or _many(rows, x.ndim - 2))
 
 def _apply(layer, f, x, *shape):  # with autocast's type, and the bias
     w = layer.weight
@@ -157,8 +163,10 @@ def _conv(kind):
 def _conv_t(kind):
     class ConvT(kind):
         def forward(self, y, output_size=None):
-            if output_size is not None or not _pays(self, y, y.numel()//y.shape[1]): return super().forward(y, output_size)
+            pays = output_size is None and _pays(self, y, y.numel()//y.shape[1])
+            if not pays: return super().forward(y, output_size)
             return _apply(self, Up, y, tuple(2*s + p for s, p in zip(y.shape[2:], self.output_padding)))
     return ConvT
 
-CONV, CONV_T = {d: _conv(k) for d, k in {2: nn.Conv2d, 3: nn.Conv3d}.items()}, {d: _conv_t(k) for d, k in {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}.items()}
+CONV = {2: _conv(nn.Conv2d), 3: _conv(nn.Conv3d)}
+CONV_T = {2: _conv_t(nn.ConvTranspose2d), 3: _conv_t(nn.ConvTranspose3d)}

@@ -18,7 +18,8 @@ def bce(
     u: Tensor | float,  # in [0, 1], same shape, or one value for all
 ) -> Tensor:  # 0-d, nats a voxel
     "Mean binary cross-entropy H(u_hat, u) (eqs 3, 4, 5, 6, 13)"
-    return share.mean(F.binary_cross_entropy_with_logits(u_hat, u if isinstance(u, Tensor) else torch.full_like(u_hat, u)))
+    u = u if isinstance(u, Tensor) else torch.full_like(u_hat, u)
+    return share.mean(F.binary_cross_entropy_with_logits(u_hat, u))
 
 # %% ../../nbs/33_training.losses.ipynb #012e5b3f
 def entropy_floor(
@@ -41,7 +42,8 @@ def nll(
     y: Tensor | int,  # (n,) classes from 0, or one class for all (K: generated)
 ) -> Tensor:  # 0-d, nats
     "Mean of -LogSoftMax(y_hat, y) (eqs 9, 10, 11, 14)"
-    return share.mean(F.cross_entropy(y_hat, y if isinstance(y, Tensor) else torch.full((len(y_hat),), y, device=y_hat.device)))
+    y = y if isinstance(y, Tensor) else torch.full((len(y_hat),), y, device=y_hat.device)
+    return share.mean(F.cross_entropy(y_hat, y))
 
 # %% ../../nbs/33_training.losses.ipynb #47acf0fe
 def far(

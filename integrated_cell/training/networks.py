@@ -33,8 +33,9 @@ class _Leak(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, y):
         x, slope = ctx.saved_tensors
-        of_slope = torch.dot(y.flatten(), x.clamp(max=0).to(y.dtype).flatten()).view(1).to(slope.dtype) if wanted(ctx, 1) else None
-        return torch.ops.aten.leaky_relu_backward(y, x, slope.item(), False), of_slope
+        of_x = torch.ops.aten.leaky_relu_backward(y, x, slope.item(), False)
+        if not wanted(ctx, 1): return of_x, None
+        return of_x, torch.dot(y.flatten(), x.clamp(max=0).to(y.dtype).flatten()).view(1).to(slope.dtype)
 
 class PReLU(nn.PReLU):
     "Leaky ReLU with one learnt slope (He et al. 2015)"
@@ -49,7 +50,8 @@ def sides(
 ) -> list[tuple[int, ...]]:  # the shape at every level, the image first, the smallest last
     "Halve every side, rounding down, until one of them is 1"
     shape = tuple(int(s) for s in shape)
-    if len(shape) not in CONV or min(shape) < 2: raise BadInput(f"shape {shape} must have two or three sides of at least 2 voxels")
+    if len(shape) not in CONV or min(shape) < 2:
+        raise BadInput(f"shape {shape} must have two or three sides of at least 2 voxels")
     out = [shape]
     while min(out[-1]) > 1: out.append(tuple(s//2 for s in out[-1]))
     return out
@@ -68,8 +70,9 @@ def init_weights(
     net: nn.Module,  # changed in place
 ) -> nn.Module:  # the same
     "Convolutions from N(0, 0.02), batch norms from N(1, 0.02), as in the original code"
+    convolutions = nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d
     for m in net.modules():
-        if isinstance(m, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)): nn.init.normal_(m.weight, 0, .02)
+        if isinstance(m, convolutions): nn.init.normal_(m.weight, 0, .02)
         if isinstance(m, tuple(NORM.values())): nn.init.normal_(m.weight, 1, .02); nn.init.zeros_(m.bias)
     return net
 
@@ -79,14 +82,15 @@ class Enc(nn.Module):
     def __init__(self,
         shape: tuple[int, ...],  # (Z, Y, X) or (Y, X)
         n_channels: int,  # of the image
-        n_out: tuple[int, ...] = (128,),  # width of each head, e.g. (n_latent_r,) or (n_latent_r, n_classes, n_latent_s)
+        n_out: tuple[int, ...] = (128,),  # width of each head: (n_latent_r,) or (n_latent_r, n_classes, n_latent_s)
         width: float = 1.,  # scales all hidden channels
     ):
         super().__init__()
         n_dims, levels = len(shape), sides(shape)
         c = [n_channels, *widths(CHANNELS, len(levels) - 1, width)]
         self.shape, self.n_channels = levels[0], n_channels
-        self.convs = nn.Sequential(*[nn.Sequential(CONV[n_dims](i, o, 4, 2, 1), NORM[n_dims](o), PReLU()) for i, o in zip(c, c[1:])])
+        def level(i, o): return nn.Sequential(CONV[n_dims](i, o, 4, 2, 1), NORM[n_dims](o), PReLU())
+        self.convs = nn.Sequential(*[level(i, o) for i, o in zip(c, c[1:])])
         n_flat = c[-1]*math.prod(levels[-1])
         self.heads = nn.ModuleList(nn.Linear(n_flat, n) for n in n_out)
         init_weights(self)
@@ -95,7 +99,8 @@ class Enc(nn.Module):
         x: Tensor,  # (n, c, *shape) in [0, 1]
     ) -> tuple[Tensor, ...] | Tensor:  # (n, n_out) of each head, alone if there is one
         if x.shape[1:] != (self.n_channels, *self.shape):
-            raise BadInput(f"images of shape {tuple(x.shape[1:])} do not fit a network for {(self.n_channels, *self.shape)}; prepare them to that shape")
+            raise BadInput(f"images of shape {tuple(x.shape[1:])} do not fit a network "
+                           f"for {(self.n_channels, *self.shape)}; prepare them to that shape")
         h = self.convs(x).flatten(1)
         out = tuple(head(h) for head in self.heads)
         return out if len(out) > 1 else out[0]
@@ -118,7 +123,8 @@ class Dec(nn.Module):
         self.norm = nn.Sequential(NORM[n_dims](c[0]), PReLU())
         odd = [tuple(b - 2*a for a, b in zip(small, large)) for small, large in zip(levels, levels[1:])]
         up = [CONV_T[n_dims](i, o, 4, 2, 1, output_padding=p) for i, o, p in zip(c, c[1:], odd)]
-        self.convs = nn.Sequential(*[nn.Sequential(m, NORM[n_dims](o), PReLU()) for m, o in zip(up[:-1], c[1:])], up[-1])
+        normed = [nn.Sequential(m, NORM[n_dims](o), PReLU()) for m, o in zip(up[:-1], c[1:])]
+        self.convs = nn.Sequential(*normed, up[-1])
         init_weights(self)
 
     def forward(self,
@@ -136,7 +142,8 @@ class EncD(nn.Module):
     ):
         super().__init__()
         a, b, c = widths(FC_D, 3, width)
-        self.layers = nn.Sequential(nn.Linear(n_in, a), nn.LeakyReLU(.2), nn.Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU(.2),
+        self.layers = nn.Sequential(nn.Linear(n_in, a), nn.LeakyReLU(.2),
+                                    nn.Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU(.2),
                                     nn.Linear(b, c), nn.BatchNorm1d(c), nn.LeakyReLU(.2), nn.Linear(c, n_out))
     def forward(self,
         z: Tensor,  # (n, n_in)
@@ -160,7 +167,8 @@ class DecD(nn.Module):
         c = [n_channels, *widths(CHANNELS_D, n_convs, width)]
         norm = [NORM[n_dims](o) if i or norm_first else nn.Identity() for i, o in enumerate(c[1:])]
         self.noise = noise
-        self.convs = nn.Sequential(*[nn.Sequential(CONV[n_dims](i, o, 4, 2, 1), m, nn.LeakyReLU(.2)) for i, o, m in zip(c, c[1:], norm)])
+        def level(i, o, m): return nn.Sequential(CONV[n_dims](i, o, 4, 2, 1), m, nn.LeakyReLU(.2))
+        self.convs = nn.Sequential(*[level(i, o, m) for i, o, m in zip(c, c[1:], norm)])
         self.fc = nn.Linear(c[-1]*math.prod(levels[n_convs]), n_out)
         init_weights(self)
 
