@@ -50,7 +50,8 @@ def optimisers(
 ) -> dict[str, torch.optim.Optimizer]:  # one a network
     "Adam for every network, EncD with its own rate (section 3.3)"
     nets = {name: net for name, net in model.named_children() if any(p.requires_grad for p in net.parameters())}
-    return {name: torch.optim.Adam(net.parameters(), lr_enc_d if isinstance(net, EncD) else lr, betas, fused=True) for name, net in nets.items()}
+    rates = {name: lr_enc_d if isinstance(net, EncD) else lr for name, net in nets.items()}
+    return {name: torch.optim.Adam(net.parameters(), rates[name], betas, fused=True) for name, net in nets.items()}
 
 # %% ../../nbs/50_integration.reference.ipynb #4c758ac8
 def step(
