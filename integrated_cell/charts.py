@@ -304,6 +304,7 @@ def curves(
     return fig
 
 # %% ../nbs/03_charts.ipynb #99f57cc4
+@_unless_empty
 def confusion(
     counts: np.ndarray,  # (K, K) cells, rows true, columns predicted
     classes: Sequence[str],  # K names
