@@ -122,6 +122,7 @@ def generated(
     stand = {f"claims_{p}": standing(claims[claims.part == p], columns, say, link) for p in titles}
     return sections(root/"README.md") | stand | dict(
         version=__version__, commit=commit(root), sources=_credits(root), runs=_runs(runs),
+        headlines=standing(claims[claims.front.notna()], columns, say, link),
         scale=standing(scale, columns, say, {}), verdicts=verdicts(claims, titles, columns),
         first_paper=_first_paper(table, runs), library=_library(_notebooks(root)), picture=_front(_saved(table, runs)))
 

@@ -27,7 +27,9 @@ def listed(
     "The values of a parameter that is a list"
     parts = [s.strip() for s in str(said).split(",") if s.strip()]
     try: return [kind(s) for s in parts]
-    except ValueError: raise BadInput(f"'{said}' is no list of {kind.__name__} with commas between; correct the parameter") from None
+    except ValueError:
+        raise BadInput(f"'{said}' is no list of {kind.__name__} with commas between; "
+                       "correct the parameter") from None
 
 # %% ../nbs/90_chapter.ipynb #376bca6d
 def chosen(
@@ -112,11 +114,15 @@ class Chapter:
         judged: bool = True,  # False: too short a training to judge anything by it
     ) -> None:
         "Keep a claim, and the word that follows from its interval"
+        if e is None:
+            self.claims |= {key: "not in this run", f"{key}_verdict": "not in this run"}
+            return
+        self.claims[key] = plain(e)
+        if isinstance(e, str) or (aim is None and not against): return
         of = Estimate(float(e)) if isinstance(e, (int, float)) else e
-        told = "" if e is None or isinstance(e, str) else aimed(of, aim, less) if aim is not None else verdict(of, *against) if against else ""
-        if e is None: self.claims |= {key: "not in this run", f"{key}_verdict": "not in this run"}; return
-        if told and not judged: told = "not judged, for so short a training only shows that everything runs"
-        self.claims |= {key: plain(e)} | ({f"{key}_verdict": told} if told else {})
+        word = verdict(of, *against) if aim is None else aimed(of, aim, less)
+        if not judged: word = "not judged, for so short a training only shows that everything runs"
+        self.claims[f"{key}_verdict"] = word
 
     def close(self,
         example: str,  # a parameter to change, for the command, e.g. "n_boot=200"

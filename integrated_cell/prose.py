@@ -41,7 +41,11 @@ def shown(
 
 # %% ../nbs/04_prose.ipynb #563c075f
 def _record(name, row) -> Iterator[tuple]:  # a row of a table: its texts are part of the name
-    words = [name, *(v for v in row.values() if isinstance(v, str) and v)]
+    texts = {k: v for k, v in row.items() if isinstance(v, str) and v}
+    others = [v for k, v in texts.items() if k not in ("method", "label")]
+    if others: texts.pop("label", None)
+    if others and slug(texts.get("method", "")) in (slug("_".join(others)), slug("_".join(others[-2:]))): del texts["method"]
+    words = [name, *texts.values()]
     rest = {k: v for k, v in row.items() if not isinstance(v, str)}
     if {*_ENDS} <= {*rest}: yield slug("_".join(words)), {k: rest[k] for k in _ENDS}
     for k, v in rest.items(): yield from flat("_".join([*words, k]), v)

@@ -33,8 +33,9 @@ def whole(
         if part.is_dir() and path.exists(): shutil.rmtree(path)
         os.replace(part, path)
     except OSError as e:
-        if e.errno in (28, 122): raise BadInput(f"{path}: the disk is full ({e.strerror}); free some space and run again, nothing half written was kept") from e
-        raise
+        if e.errno not in (28, 122): raise
+        raise BadInput(f"{path}: the disk is full ({e.strerror}); "
+                       "free some space and run again, nothing half written was kept") from e
     finally:
         if part.is_dir(): shutil.rmtree(part, ignore_errors=True)
         else: part.unlink(missing_ok=True)
@@ -58,12 +59,14 @@ def rerun(
     "The exact command that runs a chapter again"
     config = Path(results).name
     change = f" -p {example}" if example else ""
-    return Markdown(f"## Rerun this chapter\n\n```bash\nintegrated-cell chapter {chapter} --config config/{config}.yaml{change}\n```\n"
+    command = f"integrated-cell chapter {chapter} --config config/{config}.yaml{change}"
+    return Markdown(f"## Rerun this chapter\n\n```bash\n{command}\n```\n"
                     f"`make book CONFIG={config}` reruns it and all that follows from it.")
 
 # %% ../nbs/00_results.ipynb #d6079151
 def process() -> tuple[int, int]:  # number of this process from 0, how many there are
     "What torchrun or srun says of this process; alone, it is 0 of 1"
     if "TORCHELASTIC_RUN_ID" in os.environ: return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1: return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
+    n_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if n_tasks > 1: return int(os.environ["SLURM_PROCID"]), n_tasks
     return 0, 1

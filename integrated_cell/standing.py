@@ -59,7 +59,7 @@ def word(
 
 # %% ../nbs/09_standing.ipynb #acd5fa65
 COLOURS = {"holds": "success", "reached": "success", "ahead": "success", "fails": "danger", "missed": "danger",
-           "under": "danger", "behind": "danger", "not in this run": "muted"}  # by how a word begins
+           "under": "danger", "behind": "danger", "not in this run": "light"}  # by how a word begins
 
 
 def badge(

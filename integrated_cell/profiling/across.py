@@ -30,10 +30,11 @@ def held_out_scores(
     plates: np.ndarray,  # (n,) of each cell
     strength: float = 1.,  # of the penalty on the standardised weights
 ) -> np.ndarray:  # (n,) float: of the model that has not seen the plate; NaN where the other plates cannot teach it
-    "Linear scores of each plate by a model of all others (Hastie et al. 2009, section 7.10): logistic, or ridge for a number"
+    "Linear scores of each plate by a model of all others (Hastie et al. 2009, section 7.10): logistic, or ridge"
     features, truth, plates = np.asarray(features, float), np.asarray(truth), np.asarray(plates)
-    sizes = len(features), len(truth), len(plates)
-    if len(set(sizes)) > 1: raise BadInput(f"{sizes} features, truths and plates; give one of each a cell")
+    n = len(features)
+    if {n, len(truth), len(plates)} != {n}:
+        raise BadInput(f"{n} rows of features, {len(truth)} truths and {len(plates)} plates; give one of each a cell")
     if bad := (~np.isfinite(features)).any(1).sum():
         raise BadInput(f"{bad} cells have features that are not finite; leave them out")
     logistic = LogisticRegression(C=1/strength, class_weight="balanced", max_iter=500)
@@ -65,7 +66,7 @@ def plate_agreement(
     score: np.ndarray,  # (n,) of `held_out_scores`; NaN is left out
     truth: np.ndarray,  # (n,) bool or a number
     plates: np.ndarray,  # (n,) of each cell
-    groups: np.ndarray | None = None,  # (n,) cells of one group, e.g. a field, are drawn together; None: each for itself
+    groups: np.ndarray | None = None,  # (n,) cells of one, e.g. a field, are drawn together; None: each for itself
     n_boot: int = 500,  # samples of groups, on each plate and for each truth apart
     seed: int = 0,
 ) -> dict:  # value, low, high (95 %), by_plate, n; value NaN where no plate can be judged
@@ -105,7 +106,7 @@ def beside_controls(
     n_cells: int = 0,  # at most, drawn at random; 0: all
     seed: int = 0,
     control: str = "DMSO",
-) -> tuple[str, np.ndarray, list]:  # the compound; rows of its cells and of controls of its weeks; plates that hold both
+) -> tuple[str, np.ndarray, list]:  # compound; rows of its cells and of its weeks' controls; plates with both
     "Cells of one compound with their controls"
     given = table["compound"][table["compound"] != control]
     if compound and compound not in set(given):
@@ -113,25 +114,29 @@ def beside_controls(
     compound = compound or given.value_counts().index[0]
     weeks = set(table.batch[table["compound"] == compound])
     controls = table.plate[table["compound"] == control].value_counts()
-    near = table["compound"].isin([compound, control]) & table.batch.isin(weeks) & table.plate.isin(controls.index[controls > 1])
+    near = table["compound"].isin([compound, control]) & table.batch.isin(weeks)
+    near &= table.plate.isin(controls.index[controls > 1])
     rows = np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(near))[:n_cells or None])
     def both(of): return sorted(of.groupby("plate")["compound"].nunique().loc[lambda n: n == 2].index)
     judged = both(table.iloc[rows])
     if len(judged) < 2:
-        remedy = "take more cells" if len(both(table[near])) > 1 else "two plates with untreated and treated cells are needed"
-        raise BadInput(f"{compound} and {control} stand together on {len(judged)} plates, so none can be held out; {remedy}")
+        few = "two plates with untreated and treated cells are needed"
+        remedy = "take more cells" if len(both(table[near])) > 1 else few
+        raise BadInput(f"{compound} and {control} stand together on {len(judged)} plates, so none can be held out; "
+                       f"{remedy}")
     return compound, rows, judged
 
 # %% ../../nbs/85_profiling.across.ipynb #3b5eed5e
 def wells_of_doses(
     table: pd.DataFrame,  # of one compound and its controls: concentration, plate, well
-) -> tuple[pd.DataFrame, bool]:  # dose, wells, plates; does every dose stand in the same wells on every plate, and alone there?
+) -> tuple[pd.DataFrame, bool]:  # dose, wells, plates; the same wells on every plate, and alone there?
     "Where doses stand: if a well means a dose, whatever differs from well to well is taken for the compound"
     table = table.sort_values("well")
     places = table.groupby(["concentration", "plate"]).well.unique().str.join(", ").groupby("concentration")
     alone = table.groupby("well").concentration.nunique().max() == 1
     same = bool(alone and places.nunique().max() == 1 and places.size().min() > 1)
-    return pd.DataFrame({"dose_um": places.first().index, "wells": places.first().values, "plates": places.size().values}), same
+    first = places.first()
+    return pd.DataFrame({"dose_um": first.index, "wells": first.values, "plates": places.size().values}), same
 
 # %% ../../nbs/85_profiling.across.ipynb #76930bbd
 def one_row_a_dose(
@@ -172,5 +177,6 @@ def views_of_cells(
     views |= {name: profile_cells(model, images, np.arange(len(table))) for name, model in models.items()}
     with warnings.catch_warnings():  # features that do not vary, e.g. dead units, are set to 0
         warnings.simplefilter("ignore")
-        views = {m: np.asarray(scale_plates(np.asarray(x, float), table, scale_by or None, "pooled")) for m, x in views.items()}
+        for name, x in views.items():
+            views[name] = np.asarray(scale_plates(np.asarray(x, float), table, scale_by or None, "pooled"))
     return {"position alone": pd.get_dummies(table.well).to_numpy(float)} | views

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EQUATION', 'direction', 'edit', 'read_drawn', 'balance', 'edit_effect', 'Edits', 'edit_model', 'effects', 'responses',
-           'nuclei_kept', 'edited_cells', 'with_masks', 'walk', 'smoothness', 'real_pairs', 'walk_between', 'rank_of',
-           'recognised', 'dose_algebra', 'mechanism_algebra', 'plate_transfer', 'opposites', 'vectors_of',
-           'treatment_vectors', 'equations', 'undone', 'dose_step']
+           'has_nucleus', 'nuclei_kept', 'edited_cells', 'with_masks', 'walk', 'smoothness', 'real_pairs',
+           'walk_between', 'rank_of', 'recognised', 'dose_algebra', 'mechanism_algebra', 'plate_transfer', 'opposites',
+           'vectors_of', 'treatment_vectors', 'equations', 'undone', 'dose_step']
 
 # %% ../../nbs/84_profiling.algebra.ipynb #4ef4421c
 from collections.abc import Callable, Mapping, Sequence
@@ -160,7 +160,8 @@ def effects(
 ) -> pd.DataFrame:  # model, property, way, of `edit_effect`; moves, rises, alone, surely, reached
     "What every edit changed"
     if not edits:
-        raise BadInput(f"no model draws cells that differ in {', '.join(names)}; train longer, or edit other properties")
+        raise BadInput(f"no model draws cells that differ in {', '.join(names)}; "
+                       "train longer, or edit other properties")
     keys = [(m, way, k) for m, e in edits.items() for way in e.steps for k in range(len(names))]
     told = [edit_effect(amounts, edits[m].measured[way][k], names, names[k], n_boot, seed) for m, way, k in keys]
     t = pd.DataFrame([dict(model=m, property=names[k], way=way, **e) for (m, way, k), e in zip(keys, told)])
@@ -186,6 +187,16 @@ def responses(
     return pd.DataFrame(rows, columns=["edit", "measured", "asked", "value", "low", "high"])
 
 # %% ../../nbs/84_profiling.algebra.ipynb #04754919
+def has_nucleus(
+    images: np.ndarray,  # (..., 3, Y, X): DNA, tubulin, actin
+) -> np.ndarray:  # (...) bool
+    "Is there more DNA in the middle of a crop, a disc of a third of its side, than elsewhere in it?"
+    dna, away = images[..., 0, :, :].astype(np.float32), np.indices(images.shape[-2:]).astype(float)
+    away -= (np.array(images.shape[-2:]).reshape(2, 1, 1) - 1)/2
+    middle = np.hypot(*away) < images.shape[-1]/6
+    return dna[..., middle].mean(-1) > dna[..., ~middle].mean(-1)
+
+
 def nuclei_kept(
     edits: Mapping[str, Edits],  # by model
     models: Mapping,  # of the room cytogan, by name
@@ -193,12 +204,12 @@ def nuclei_kept(
     names: Sequence[str],
     way: str = "balanced",
 ) -> pd.DataFrame:  # model, property, asked, value, low, high: share of cells
-    "Cells whose nucleus is at least half as bright as where least was asked for (section 4, Figure 4)"
-    base, rows = int(np.argmin(np.abs(amounts))), []
+    "How many of the edited cells have a nucleus in their middle (section 4, Figure 4)"
+    rows = []
     for m, e in edits.items():
-        dna = read_drawn(edit(e.z, e.steps[way], amounts), models[m], ["dna_mean"])[..., 0]  # (p, k, n)
-        kept = dna >= dna[:, [base]]/2
-        rows += [(m, p, a, *share(kept[j, i])) for j, p in enumerate(names) for i, a in enumerate(amounts)]
+        z = edit(e.z, e.steps[way], amounts)  # (p, k, n, d)
+        has = has_nucleus(sample(models[m], z[..., 0].size, z=z.reshape(-1, z.shape[-1]))).reshape(z.shape[:-1])
+        rows += [(m, p, a, *share(has[j, i])) for j, p in enumerate(names) for i, a in enumerate(amounts)]
     return pd.DataFrame(rows, columns=["model", "property", "asked", "value", "low", "high"])
 
 
@@ -228,10 +239,11 @@ def with_masks(
     for ax, (p, x) in zip(fig.axes, cells):
         smooth = gaussian_filter(x/255, (0, x.shape[-1]/96, x.shape[-1]/96), truncate=3)
         pieces, cell, _ = find_cell(smooth)
-        for mask, style in ((pieces > 0, "-"), (cell, ":")):
-            if mask.any() and not mask.all(): ax.contour(mask, [.5], colors="white", linewidths=.7, linestyles=style)
-        number = measure(x[None], pixel_um)[p].iloc[0]
-        ax.text(.97, .96, f"{number:.3g}", color="white", size=7, ha="right", va="top", transform=ax.transAxes)
+        for mask, colour in ((cell, "white"), (pieces > 0, "red")):
+            if mask.any() and not mask.all(): ax.contour(mask, [.5], colors=colour, linewidths=.8)
+        number, box = measure(x[None], pixel_um)[p].iloc[0], dict(facecolor="black", lw=0, pad=1)
+        look = dict(color="white", size=7, ha="right", va="top", bbox=box)
+        ax.text(.97, .96, f"{number:.3g}", transform=ax.transAxes, **look)
     return fig
 
 # %% ../../nbs/84_profiling.algebra.ipynb #7322219e
@@ -514,6 +526,7 @@ def dose_step(
     step = ((p.loc[(a.compound, a.max)] - p.loc[(a.compound, a.min)])*unit).to_numpy(np.float32)
     own = (table["compound"] == b.compound).to_numpy()
     low, high = (rows[own & (table.concentration == c).to_numpy()][:n] for c in (b.min, b.max))
+    low, high = low[:len(high)], high[:len(low)]
     codes = encode_cells(model, cells, low)
     return {f"{b.compound}, {b.min:g} µM": [cells[i] for i in low], "as drawn": [*sample(model, len(low), z=codes)],
             f"+ step of {a.compound}": [*sample(model, len(low), z=codes + step)],

@@ -49,10 +49,28 @@ def check_name(
     "Take a model's name apart; `BadInput` if there is no such model"
     kind, conditional = name.removeprefix("conditional "), name.startswith("conditional ")
     if kind not in (PLAIN if conditional else NAMES):
-        raise BadInput(f"unknown model '{name}'; choose from {', '.join(NAMES)}, or conditional {', conditional '.join(PLAIN)}")
+        told = ", ".join(f"conditional {plain}" for plain in PLAIN)
+        raise BadInput(f"unknown model '{name}'; choose from {', '.join(NAMES)}, or {told}")
     return kind, conditional
 
 # %% ../../nbs/82_profiling.cytogan.ipynb #7d74413e
+_FILTERS = {"began": (128,)*4, "bigan": (128, 64, 32, 16), "autoencoder": (128, 64, 32), "vae": (128, 64, 32)}
+_DISC = (32, 64, 128, 256)  # of a judge; of a generator, where `_FILTERS` has none, twice as many in reverse order
+
+
+def _scaled(filters, width): return tuple(max(round(k*width), 2) for k in filters)
+
+
+def _critics(kind, shape, width, d, n_told, n_codes, noise):  # None: an autoencoder has no judge
+    if kind in ("autoencoder", "vae"): return None
+    if kind == "began": return Rebuild(shape, _scaled((64, 128, 256, 384), width), *_scaled((128,), width), d, noise)
+    if kind == "bigan":
+        filters, dense = _scaled(_FILTERS[kind], width), _scaled((1024, 1024, 256), width)
+        return PairDisc(shape, filters, (1, 2, 2, 2), d, dense, noise=noise)
+    codes = n_codes if kind == "infogan" else 0
+    return Disc(shape, _scaled(_DISC, width), n_condition=n_told, n_codes=codes, noise=noise)
+
+# %% ../../nbs/82_profiling.cytogan.ipynb #54381095
 class CytoGan(nn.Module):
     "A generator with its judge, its encoder, or both (section 3, Figure 1)"
     def __init__(self,
@@ -67,17 +85,19 @@ class CytoGan(nn.Module):
         super().__init__()
         (kind, conditional), coder = check_name(name), name in ("autoencoder", "vae")
         d = n_latent or (256 if coder else 100)
-        self.settings = dict(name=name, shape=[int(s) for s in shape], width=width, n_latent=d, noise=noise, n_codes=n_codes, doses=doses if conditional else None)
-        self.name, self.kind, self.shape, self.n_latent, self.doses = name, kind, tuple(shape), d, (doses or {}) if conditional else {}
-        f = {"began": (128,)*4, "bigan": (128, 64, 32, 16), "autoencoder": (128, 64, 32), "vae": (128, 64, 32)}.get(kind, (256, 128, 64, 32))
-        of = lambda sizes: tuple(max(round(k*width), 2) for k in sizes)
-        strides = (2,)*len(f) if kind == "began" or coder else (1, 2, 2, 2)
-        self.gen = Gen(shape, of(f), strides, d, len(self.doses), norm=kind != "began", act=nn.ELU if kind == "began" else nn.LeakyReLU)
-        if kind == "began": self.critics = Rebuild(shape, of((64, 128, 256, 384)), *of((128,)), d, noise)
-        elif kind == "bigan": self.critics = PairDisc(shape, of(f), strides, d, of((1024, 1024, 256)), noise=noise)
-        elif not coder: self.critics = Disc(shape, of((32, 64, 128, 256)), n_condition=len(self.doses), n_codes=n_codes if kind == "infogan" else 0, noise=noise)
-        if coder or kind == "bigan": self.enc = Body(shape, of(f), strides, 2*d if kind == "vae" else d, norm=True)
-        if kind == "autoencoder": self.enc = nn.Sequential(self.enc, nn.BatchNorm1d(d, affine=False))  # codes of mean 0 and variance 1
+        doses = doses if conditional else None
+        self.settings = dict(name=name, shape=[int(s) for s in shape], width=width, n_latent=d, noise=noise,
+                             n_codes=n_codes, doses=doses)
+        self.name, self.kind, self.shape, self.n_latent, self.doses = name, kind, tuple(shape), d, doses or {}
+        filters, n_told = _scaled(_FILTERS.get(kind, _DISC[::-1]), width), len(self.doses)
+        strides = (2,)*len(filters) if kind == "began" or coder else (1, 2, 2, 2)
+        act = nn.ELU if kind == "began" else nn.LeakyReLU
+        self.gen = Gen(shape, filters, strides, d, n_told, norm=kind != "began", act=act)
+        critics = _critics(kind, shape, width, d, n_told, n_codes, noise)
+        if critics is not None: self.critics = critics
+        if coder or kind == "bigan": self.enc = Body(shape, filters, strides, 2*d if kind == "vae" else d, norm=True)
+        if kind == "autoencoder":  # codes of mean 0 and variance 1
+            self.enc = nn.Sequential(self.enc, nn.BatchNorm1d(d, affine=False))
         self.to(memory_format=torch.channels_last)
     def profile(self, x: Tensor) -> Tensor:  # (n, 3, Y, X) in [0, 1] -> (n, width of the profile)
         return self.encode(x) if hasattr(self, "enc") else self.critics.body(2*x - 1)
@@ -109,7 +129,8 @@ def step_began(nets, opts, x, fabric, gamma: float = .75, rate: float = 1e-3) ->
     loss_g = (x_gen - critics(x_gen)).abs().mean()
     descend(fabric, gen, opts["gen"], loss_g)
     with torch.no_grad(): critics.k.copy_((k + rate*(gamma*error - loss_g)).clamp(0, 1))
-    return {"loss_critic": error.detach(), "loss_gen": loss_g.detach(), "k": k, "convergence": (error + (gamma*error - loss_g).abs()).detach()}
+    convergence = (error + (gamma*error - loss_g).abs()).detach()
+    return {"loss_critic": error.detach(), "loss_gen": loss_g.detach(), "k": k, "convergence": convergence}
 
 # %% ../../nbs/82_profiling.cytogan.ipynb #ade6768a
 def step_bigan(nets, opts, x, fabric, smooth: float = 0.) -> dict[str, Tensor]:
@@ -148,7 +169,7 @@ def step(
     name: str,  # see `check_name`
     told: Tensor | None = None,  # (all cells, n_condition), see `conditions`
     n_critic: int = 1,  # updates of the judge a step, of the models in `PLAIN` (the original code: 1)
-    smooth: float = .2,  # real images are called between 1 - smooth and 1 by DCGAN, LSGAN, InfoGAN, BiGAN (the original code: 0.2)
+    smooth: float = .2,  # DCGAN, LSGAN, InfoGAN, BiGAN call real images 1 - smooth to 1 (the original code: 0.2)
     **kwargs,  # of the model's own step: lam, clip; weight; gamma, rate; beta
 ) -> dict[str, Tensor]:  # named losses, 0-d
     "One step of any of the models (section 3)"
@@ -158,17 +179,23 @@ def step(
     if kind == "bigan": return step_bigan(nets, opts, x, fabric, smooth, **kwargs)
     if kind in ("autoencoder", "vae"): return step_autoencoder(nets, opts, x, fabric, kind == "vae", **kwargs)
     views = {"x": x.unflatten(0, (-1, n_critic))[:, :, None]}
-    if told is not None: views["condition"] = told[batch["rows"].to(told.device)].to(x.device).unflatten(0, (-1, n_critic))
-    return gan.step(nets, opts, views, fabric, PLAIN[kind], pairs=False, smooth=smooth*(kind in ("dcgan", "lsgan")), **kwargs)
+    if told is not None:
+        views["condition"] = told[batch["rows"].to(told.device)].to(x.device).unflatten(0, (-1, n_critic))
+    smooth = smooth*(kind in ("dcgan", "lsgan"))
+    return gan.step(nets, opts, views, fabric, PLAIN[kind], pairs=False, smooth=smooth, **kwargs)
 
 # %% ../../nbs/82_profiling.cytogan.ipynb #17710e39
+# of the generator and of the others, in the original code; (2e-4, 7e-5) where a model has none of its own
+_RATES = {"dcgan": (1e-5, 5e-5), "infogan": (1e-5, 5e-5), "wgan": (5e-5, 5e-5), "began": (1e-5, 1e-5),
+          "bigan": (7e-5, 7e-5), "autoencoder": (1e-3, 1e-3), "vae": (1e-3, 1e-3)}
+
+
 def optimisers(
     model: CytoGan,
     speed: float = 1.,  # times the original code's learning rates
 ) -> dict[str, torch.optim.Optimizer]:  # one a network
     "Adam with β₁ = 0.5 at the original code's rates; RMSprop for a WGAN that clips (Arjovsky et al. 2017)"
-    own = {"dcgan": (1e-5, 5e-5), "infogan": (1e-5, 5e-5), "wgan": (5e-5, 5e-5), "began": (1e-5, 1e-5), "bigan": (7e-5, 7e-5),
-           "autoencoder": (1e-3, 1e-3), "vae": (1e-3, 1e-3)}.get(model.kind, (2e-4, 7e-5))  # of the generator, of the others
+    own = _RATES.get(model.kind, (2e-4, 7e-5))
     rates = {name: (net.parameters(), speed*own[name != "gen"]) for name, net in model.named_children()}
     if model.kind == "wgan": return {name: torch.optim.RMSprop(*to) for name, to in rates.items()}
     return {name: torch.optim.Adam(*to, betas=(.5, .999)) for name, to in rates.items()}
@@ -234,6 +261,18 @@ def open_cytogan(
     check_name(name)
     return load(Path(results)/"cytogan"/name.replace(" ", "-"), CytoGan).requires_grad_(False)
 
+# %% ../../nbs/82_profiling.cytogan.ipynb #cacdccc9
+def _dose_at(model, compound, concentration, n):  # what n cells of it are told; `BadInput` where it was never told such
+    if compound not in model.doses:
+        known = ", ".join(model.doses) or "no compound"
+        raise BadInput(f"'{model.name}' was not told of '{compound}'; it knows {known}")
+    low, high = model.doses[compound][0], model.doses[compound][-1]
+    if not low <= concentration <= high:
+        raise BadInput(f"'{model.name}' was told of {compound} from {low:g} to {high:g}, not of {concentration:g}; "
+                       "ask for a dose between, or leave `treated` out")
+    return conditions(model.doses, [compound]*n, [concentration]*n)
+
+
 @torch.no_grad()
 def sample(
     model: CytoGan,
@@ -248,18 +287,19 @@ def sample(
     own = torch.randn(n, model.n_latent, generator=torch.Generator().manual_seed(seed))
     z = own if z is None else torch.as_tensor(z, dtype=torch.float32)
     if z.shape != own.shape or not z.isfinite().all():
-        raise BadInput(f"z of shape {tuple(z.shape)} does not fit {n} images of '{model.name}'; give ({n}, {model.n_latent}) finite numbers")
-    if treated and treated[0] not in model.doses: raise BadInput(f"'{model.name}' was not told of '{treated[0]}'; it knows {', '.join(model.doses) or 'no compound'}")
-    if treated and not (known := model.doses[treated[0]])[0] <= treated[1] <= known[-1]:
-        raise BadInput(f"'{model.name}' was told of {treated[0]} from {known[0]:g} to {known[-1]:g}, not of {treated[1]:g}; ask for a dose between, or leave `treated` out")
-    told, at = conditions(model.doses, [(treated or ("", 1.))[0]]*n, [(treated or ("", 1.))[1]]*n), next(model.parameters()).device
+        raise BadInput(f"z of shape {tuple(z.shape)} does not fit {n} images of '{model.name}'; "
+                       f"give ({n}, {model.n_latent}) finite numbers")
+    told = _dose_at(model, *treated, n) if treated else torch.zeros(n, len(model.doses))
+    at = next(model.parameters()).device
     parts = zip(z.split(batch_size), told.split(batch_size))
     return np.concatenate([(model.eval().gen(a.to(at), b.to(at))*255).round().byte().cpu().numpy() for a, b in parts])
 
 # %% ../../nbs/82_profiling.cytogan.ipynb #a9b05ac0
 def _eight_bits(cells, rows):
     if len(rows) and (x := np.asarray(cells[int(rows[0])])).dtype != np.uint8:
-        raise BadInput(f"cells are {x.dtype} where 8 bits (uint8) are needed; scale each channel to 0 to 255 first, as `plates.luminance` does")
+        raise BadInput(f"cells are {x.dtype} where 8 bits (uint8) are needed; scale each channel to 0 to 255 first, "
+                       "as `plates.luminance` does")
+
 
 def profile_cells(
     model: CytoGan,
@@ -272,8 +312,13 @@ def profile_cells(
     "The profile of each cell: the dense layer of the judge, or the code of the encoder (sections 3 and 5)"
     _eight_bits(cells, rows)
     rng, at = torch.Generator().manual_seed(seed), next(model.parameters()).device
-    add = lambda x: x + noise/2*torch.randn(x.shape, generator=rng).to(x.device) if noise else x
-    return in_batches(lambda x: model.eval().profile(add(x)).detach(), cells, rows, batch_size, at).numpy()
+
+    def of_batch(x):
+        if noise: x = x + noise/2*torch.randn(x.shape, generator=rng).to(x.device)
+        return model.eval().profile(x).detach()
+    return in_batches(of_batch, cells, rows, batch_size, at).numpy()
+
+
 
 def encode_cells(
     model: CytoGan,  # bigan, autoencoder or vae
@@ -281,6 +326,9 @@ def encode_cells(
     rows: np.ndarray,  # which cells
 ) -> np.ndarray:  # (n, n_latent) float32
     "The place of real cells in noise space (poster, interpolation in noise and latent space)"
-    if not hasattr(model, "enc"): raise BadInput(f"'{model.name}' has no encoder, so real cells have no place in its noise; use bigan, autoencoder or vae")
+    if not hasattr(model, "enc"):
+        raise BadInput(f"'{model.name}' has no encoder, so real cells have no place in its noise; "
+                       "use bigan, autoencoder or vae")
     _eight_bits(cells, rows)
-    return in_batches(lambda x: model.eval().encode(x).detach(), cells, rows, 64, next(model.parameters()).device).numpy()
+    at = next(model.parameters()).device
+    return in_batches(lambda x: model.eval().encode(x).detach(), cells, rows, 64, at).numpy()

@@ -16,13 +16,14 @@ from ..results import BadInput
 
 # %% ../../nbs/80_profiling.features.ipynb #6caa3c2b
 CHANNELS = ("dna", "tubulin", "actin")  # of a crop, in this order
-PROPERTIES = ("tubulin_total", "nuclear_area", "actin_total", "nuclear_eccentricity")  # edited in noise space, each with the others held
+# edited in noise space, each with the others held
+PROPERTIES = ("tubulin_total", "nuclear_area", "actin_total", "nuclear_eccentricity")
 
 # %% ../../nbs/80_profiling.features.ipynb #8e08097a
 def find_cell(
     x: np.ndarray,  # (3, Y, X) in [0, 1]: DNA, tubulin, actin, a little smoothed
     touch: int = 1,  # pieces of DNA at most twice so many pixels apart belong together
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (Y, X) each: pieces of the nucleus numbered from 1, cell (bool), pixels to the nearest nucleus
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (Y, X): pieces of the nucleus, cell, pixels to a nucleus
     "The nucleus nearest to the centre and the cell around it (Otsu 1979; Li & Tam 1998)"
     away = np.hypot(*(np.indices(x.shape[1:]) - np.array(x.shape[1:]).reshape(2, 1, 1)/2 + .5))
     both = (x[1:]/np.maximum(x[1:].max((1, 2), keepdims=True), 1e-6)).sum(0)
@@ -34,25 +35,29 @@ def find_cell(
     own = groups.flat[np.argmin(np.where(dna, away, np.inf))]
     far, near = ndimage.distance_transform_edt(~dna, return_indices=True)
     body = dna & (groups == own)
-    body &= x[0] > (np.median(x[0][body]) + np.median(x[0][~dna][::4]))/2  # its edge half-way between its own level and the background
+    level, background = np.median(x[0][body]), np.median(x[0][~dna][::4])
+    body &= x[0] > (level + background)/2  # its edge is half-way
     pieces, _ = ndimage.label(ndimage.binary_fill_holes(body))
     return pieces, (pieces > 0) | lit & (groups[tuple(near)] == own), far
 
 # %% ../../nbs/80_profiling.features.ipynb #1aa2ca73
 _BANDS = (0, 1, 2, 4)  # Gaussian widths between which detail is looked at, in 1/96 of the crop's side
+_SIZES = ("nuclear_area", "nuclear_eccentricity", "nuclear_solidity", "n_nuclei", "cell_area", "cell_eccentricity",
+          "nuclear_offset")
 
 
 def _shapes(x, um):
     "Sizes and shapes of one smoothed cell; the masks that the light is measured in"
     pieces, cell, far = find_cell(x)
     nuclear, whole = regionprops((pieces > 0).astype(int)), regionprops(cell.astype(int))
-    names = "nuclear_area nuclear_eccentricity nuclear_solidity n_nuclei cell_area cell_eccentricity nuclear_offset".split()
-    out = dict.fromkeys(names, 0.) | dict(n_nuclei=float(pieces.max()))
+    out = dict.fromkeys(_SIZES, 0.) | dict(n_nuclei=float(pieces.max()))
     if nuclear:
-        out |= {k: getattr(nuclear[0], k.removeprefix("nuclear_")) for k in names[:3]}
+        out |= {k: getattr(nuclear[0], k.removeprefix("nuclear_")) for k in _SIZES[:3]}
         out["nuclear_area"] *= um**2
     if whole: out |= dict(cell_area=whole[0].area*um**2, cell_eccentricity=whole[0].eccentricity)
-    if nuclear: out["nuclear_offset"] = np.hypot(*np.subtract(nuclear[0].centroid, whole[0].centroid))/np.sqrt(whole[0].area/np.pi)
+    if nuclear:
+        apart = np.hypot(*np.subtract(nuclear[0].centroid, whole[0].centroid))
+        out["nuclear_offset"] = apart/np.sqrt(whole[0].area/np.pi)
     return out | dict(nuclear_share=out["nuclear_area"]/max(out["cell_area"], 1e-9)), pieces > 0, cell, far
 
 # %% ../../nbs/80_profiling.features.ipynb #66a98cc7
@@ -68,9 +73,11 @@ def _light(scales, m, far, nucleus, um, name):
     "Content, contrast, place and grain of one channel, (n, Y, X) at each of the scales, within the masks m"
     x, mean = scales[0], _mean(scales[0], m)
     bands = [_over(_sd(a - b, m), mean) for a, b in zip(scales, scales[1:])]
-    out = {"total": mean*m.sum((1, 2))*um**2, "mean": mean, "cv": _over(_sd(x, m), mean), "fineness": _over(bands[0], sum(bands))}
+    out = {"total": mean*m.sum((1, 2))*um**2, "mean": mean}
+    out |= {"cv": _over(_sd(x, m), mean), "fineness": _over(bands[0], sum(bands))}
     out |= {f"granularity_{s}": b for s, b in zip(_BANDS[1:], bands)}
-    if name != "dna": out |= {"radial": _over(_mean(x*far, m), mean*_mean(far, m)), "on_nucleus": _over(_mean(x, nucleus), mean)}
+    if name != "dna":
+        out |= {"radial": _over(_mean(x*far, m), mean*_mean(far, m)), "on_nucleus": _over(_mean(x, nucleus), mean)}
     return {f"{name}_{k}": v for k, v in out.items()}
 
 # %% ../../nbs/80_profiling.features.ipynb #312bf713
@@ -85,8 +92,11 @@ def _block(x, um):
     seen = [_shapes(c, um) for c in scales[1]]
     nucleus, cell, far = (np.stack(m).astype(np.float32) for m in list(zip(*seen))[1:])
     out = dict(pd.DataFrame([s[0] for s in seen]))
-    for k, name in enumerate(CHANNELS): out |= _light([y[:, k] for y in scales], cell if k else nucleus, far, nucleus, um, name)
-    return pd.DataFrame(out | {f"{CHANNELS[a]}_{CHANNELS[b]}_correlation": _together(x, cell, a, b) for a, b in ((0, 1), (0, 2), (1, 2))})
+    for k, name in enumerate(CHANNELS):
+        out |= _light([y[:, k] for y in scales], cell if k else nucleus, far, nucleus, um, name)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        out[f"{CHANNELS[a]}_{CHANNELS[b]}_correlation"] = _together(x, cell, a, b)
+    return pd.DataFrame(out)
 
 # %% ../../nbs/80_profiling.features.ipynb #3babfbcf
 def measure(
@@ -101,6 +111,7 @@ def measure(
     scale, found = 255 if images.dtype == np.uint8 else 1, []
     for i in range(0, images.shape[0], block):
         x = np.asarray(images[i:i + block], np.float32)/np.float32(scale)
-        if not np.isfinite(x).all(): raise BadInput(f"crops {i} to {i + len(x) - 1} hold values that are not numbers; leave those crops out")
+        if not np.isfinite(x).all():
+            raise BadInput(f"crops {i} to {i + len(x) - 1} hold values that are not numbers; leave those crops out")
         found.append(_block(x, pixel_um or 1.))
     return pd.concat(found, ignore_index=True).astype(np.float32)

@@ -20,12 +20,21 @@ def levels(
     "Sides at every level of a body"
     shape = tuple(int(s) for s in shape)
     if len(shape) != 2 or min(shape) < 2**sum(s == 2 for s in strides):
-        raise BadInput(f"shape {shape} must have two sides of at least {2**sum(s == 2 for s in strides)} pixels; profiles are learnt from flat images")
+        least = 2**sum(s == 2 for s in strides)
+        raise BadInput(f"shape {shape} must have two sides of at least {least} pixels; "
+                       "profiles are learnt from flat images")
     out = [shape]
     for stride in strides: out.append(tuple(-(-s//stride) for s in out[-1]))
     return out
 
 # %% ../../nbs/81_profiling.profiler.ipynb #4358bb00
+def _conv(i, o, stride, norm, act):
+    "A convolution of 5 x 5, its batch norm, its bend: a leak of 0.2 (the original code)"
+    scaled = nn.BatchNorm2d(o) if norm else nn.Identity()
+    bend = act(.2) if act is nn.LeakyReLU else act()
+    return nn.Sequential(nn.Conv2d(i, o, 5, stride, 2, bias=not norm), scaled, bend)
+
+
 class Body(nn.Module):
     "Convolutions, then ℓ dense neurons: the representation of Figure 1"
     def __init__(self,
@@ -40,14 +49,14 @@ class Body(nn.Module):
         super().__init__()
         sides, f = levels(shape, strides), (n_channels, *filters)
         self.shape, self.n_channels = sides[0], n_channels
-        self.convs = nn.Sequential(*[nn.Sequential(nn.Conv2d(i, o, 5, s, 2, bias=not norm), nn.BatchNorm2d(o) if norm else nn.Identity(), act(*[.2]*(act is nn.LeakyReLU)))
-                                     for i, o, s in zip(f, f[1:], strides)])
+        self.convs = nn.Sequential(*[_conv(i, o, s, norm, act) for i, o, s in zip(f, f[1:], strides)])
         self.dense = nn.Linear(f[-1]*sides[-1][0]*sides[-1][1], n_out)
     def forward(self,
         x: Tensor,  # (n, c, Y, X) in [-1, 1]
     ) -> Tensor:  # (n, n_out)
-        if x.shape[1:] != (self.n_channels, *self.shape):
-            raise BadInput(f"images of shape {tuple(x.shape[1:])} do not fit a network of {(self.n_channels, *self.shape)}; prepare them to that shape")
+        given, fits = tuple(x.shape[1:]), (self.n_channels, *self.shape)
+        if given != fits:
+            raise BadInput(f"images of shape {given} do not fit a network of {fits}; prepare them to that shape")
         return self.dense(self.convs(x).flatten(1))
 
 # %% ../../nbs/81_profiling.profiler.ipynb #bf55410e
@@ -68,8 +77,7 @@ class Gen(nn.Module):
         self.shape, self.sides, self.n_latent_r, self.n_latent_s = sides[-1], sides[1:], n_latent, n_condition
         self.seed_shape, f = (filters[0], *sides[0]), (filters[0], *filters)
         self.seed = nn.Linear(n_latent + n_condition, self.seed_shape[0]*sides[0][0]*sides[0][1])
-        self.convs = nn.ModuleList(nn.Sequential(nn.Conv2d(i, o, 5, 1, 2, bias=not norm), nn.BatchNorm2d(o) if norm else nn.Identity(), act(*[.2]*(act is nn.LeakyReLU)))
-                                   for i, o in zip(f, f[1:]))
+        self.convs = nn.ModuleList(_conv(i, o, 1, norm, act) for i, o in zip(f, f[1:]))
         self.last = nn.Conv2d(f[-1], n_channels, 5, 1, 2)
     def forward(self,
         z: Tensor,  # (n, n_latent)
@@ -77,7 +85,8 @@ class Gen(nn.Module):
         as_logits: bool = False,  # of brightness; its sigmoid is the paper's tanh, in [0, 1]
     ) -> Tensor:  # (n, c, Y, X) in [0, 1]
         h = self.seed(z if condition is None else torch.cat([z, condition], 1)).unflatten(1, self.seed_shape)
-        for side, conv in zip(self.sides, self.convs): h = conv(F.interpolate(h, size=side) if h.shape[2:] != side else h)
+        for side, conv in zip(self.sides, self.convs):
+            h = conv(F.interpolate(h, size=side) if h.shape[2:] != side else h)
         return 2*self.last(h) if as_logits else torch.sigmoid(2*self.last(h))
 
 # %% ../../nbs/81_profiling.profiler.ipynb #3032c4a5
@@ -94,7 +103,8 @@ class Disc(nn.Module):
         n_channels: int = 3,  # of the image
     ):
         super().__init__()
-        self.noise, self.body, self.last = noise, Body(shape, filters, strides, n_profile, n_channels), nn.Linear(n_profile, 1)
+        self.noise = noise
+        self.body, self.last = Body(shape, filters, strides, n_profile, n_channels), nn.Linear(n_profile, 1)
         self.told = nn.Linear(n_condition, n_profile, bias=False) if n_condition else None
         self.codes = nn.Linear(n_profile, n_codes) if n_codes else None
     def look(self, x: Tensor) -> Tensor:  # (n, c, Y, X) in [-1, 1] -> profile (n, n_profile)
@@ -124,7 +134,8 @@ class PairDisc(nn.Module):
         super().__init__()
         self.noise, self.body = noise, Body(shape, filters, strides, dense[0], n_channels)
         n = (dense[0] + n_latent, *dense)
-        self.top = nn.Sequential(*[nn.Sequential(nn.Linear(i, o), nn.LeakyReLU(.2), nn.Dropout(dropout)) for i, o in zip(n, n[1:])], nn.Linear(n[-1], 1))
+        layers = [nn.Sequential(nn.Linear(i, o), nn.LeakyReLU(.2), nn.Dropout(dropout)) for i, o in zip(n, n[1:])]
+        self.top = nn.Sequential(*layers, nn.Linear(n[-1], 1))
     def forward(self,
         x: Tensor,  # (n, c, Y, X) in [-1, 1]
         z: Tensor,  # (n, n_latent)

@@ -62,7 +62,8 @@ def settled(
     forward: Callable | None = None,
 ) -> Iterator[nn.Module]:
     "A model with settled norms for a while; then its norms and their modes are as before"
-    kept = {k: v.clone() for k, v in model.state_dict().items() if k.rpartition(".")[2] in ("running_mean", "running_var")}
+    state = model.state_dict()
+    kept = {k: v.clone() for k, v in state.items() if k.rpartition(".")[2] in ("running_mean", "running_var")}
     modes = [(m, m.training) for m in model.modules()]
     try: yield settle(model, batches, forward)
     finally:
