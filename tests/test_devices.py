@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import ENV, run, set_config, write_chapter
 from safetensors.torch import load_file
 
@@ -110,6 +111,19 @@ def test_a_killed_run_of_two_goes_on_with_one_and_then_with_two(alone, tmp_path)
     assert not (tmp_path/"checkpoint.old.safetensors").exists()
 
 
+def test_several_devices_watch_stop_and_go_further_as_one(tmp_path):
+    def watch(model): return torch.rand(1).item()*0 + round(model.enc_r.heads[0].weight.abs().sum().item(), -1) + model.training
+    plan, ends = dict(watch=watch, anneal=.5, patience=.1, epochs=10), []
+    for devices in (1, 2):
+        out = tmp_path/str(devices)
+        with pytest.raises(BadInput, match="could be trained 2 epochs further"): train("reference", out, devices, further=2, **plan)
+        ends.append([train("reference", out, devices, further=further, **plan)[1] for further in (0, 2)])
+    (alone, alone_on), (two, two_on) = ends
+    assert len(alone) == len(two) < 10 and len(alone_on) == len(two_on) == len(two) + 2
+    assert (differ(alone_on, two_on) < 1e-6).all() and alone_on.validation.equals(two_on.validation)
+    assert furthest(kept(tmp_path/"1"), kept(tmp_path/"2")) < 1e-6
+
+
 def test_what_one_device_alone_can_do_is_said(tmp_path):
     def own(nets, opts, batch, fabric): return {}
     model = reference.Reference((4, 8, 8), 4, 1/16)
@@ -132,8 +146,17 @@ end_others()
 """.replace("TESTS", str(HERE.parent))
 
 
+def with_table(root):
+    "The table of chapters, which a project has; here none follows from another"
+    table = yaml.safe_load((HERE.parent.parent/"book/chapters.yaml").read_text())
+    for chapter in table["chapters"].values(): chapter["follows"] = []
+    (root/"book").mkdir()
+    (root/"book/chapters.yaml").write_text(yaml.safe_dump(table))
+
+
 @pytest.fixture
 def chapter(tmp_path):
+    with_table(tmp_path)
     write_chapter(tmp_path, "reference", CHAPTER, "factor = 2\ndevices = 0")
     set_config(tmp_path, chapters=["reference"])
     return tmp_path
@@ -142,8 +165,10 @@ def chapter(tmp_path):
 def done(root):
     "The chapter stands once, whole, and nothing is left beside it"
     out = root/"results/toy/reference"
-    assert {p.name for p in out.iterdir()} == {"checkpoint.safetensors", "history.csv", "metrics.json", "model.json", "model.safetensors", "notebook.ipynb", "run.json", "tensorboard"}
-    assert {p.name for p in root.iterdir()} == {"nbs", "config", "results"} and json.loads((out/"metrics.json").read_text()) == {"factor": 2, "seed": 0}
+    names = {p.name.partition("-")[0] for p in out.iterdir()}
+    assert names == {"checkpoint.safetensors", "history.csv", "metrics.json", "model.json", "model.safetensors", "notebook.ipynb",
+                     "run.json", "tensorboard", "finished"}
+    assert {p.name for p in root.iterdir()} == {"nbs", "config", "results", "book"} and json.loads((out/"metrics.json").read_text()) == {"factor": 2, "seed": 0}
     return pd.read_csv(out/"history.csv")
 
 
@@ -181,6 +206,7 @@ def test_a_single_task_of_slurm_makes_its_own_processes(tmp_path, monkeypatch):
 
 
 def test_the_other_processes_leave_a_chapter_alone_that_shares_no_training(tmp_path, monkeypatch):
+    with_table(tmp_path)
     write_chapter(tmp_path, "data", "1 + 1")
     set_config(tmp_path, chapters=["data"])
     for name, value in dict(TORCHELASTIC_RUN_ID="a", RANK="1", WORLD_SIZE="2").items(): monkeypatch.setenv(name, value)
