@@ -38,7 +38,7 @@ def once(tmp_path_factory):
     (study/"data_manifest").mkdir()
     for p in (PROJECT/"data_manifest").glob("*.yaml"): shutil.copy(p, study/"data_manifest")
     shutil.copytree(PROJECT/"data_manifest/printed", study/"data_manifest/printed")
-    shutil.copy(PROJECT/"nbs/12_data.manifest.ipynb", study/"nbs")
+    shutil.copy(next((PROJECT/"nbs").glob("*_data.manifest.ipynb")), study/"nbs")
     write_chapter(study, "data", SLIDER)
     write_chapter(study, "reference", FIGURE, text=CAPTION)
     (study/"config/toy.yaml").write_text("chapters: [data, reference]\n")
