@@ -40,11 +40,16 @@ def _unless_empty(draw):  # a chart of a table without rows is a sentence
 def _looks(kinds: Sequence) -> dict:  # each kind's colour and mark
     colours = sns.color_palette()
     own = {"real": "0.4", "truth": "0.2", "observed": "0.4"}
-    return {k: dict(color=own.get(k, colours[i % len(colours)]), marker=_MARKS[i % len(_MARKS)]) for i, k in enumerate(kinds)}
+    looks = {}
+    for i, kind in enumerate(kinds):
+        colour = own.get(kind, colours[i % len(colours)])
+        looks[kind] = dict(color=colour, marker=_MARKS[i % len(_MARKS)])
+    return looks
 
 
 def _guide(ax, at, along):  # {position: line style} as grey lines
-    for x, style in (at or {}).items(): (ax.axvline if along == "x" else ax.axhline)(x, color="grey", ls=style, lw=1, zorder=0)
+    line = ax.axvline if along == "x" else ax.axhline
+    for x, style in (at or {}).items(): line(x, color="grey", ls=style, lw=1, zorder=0)
 
 # %% ../nbs/03_charts.ipynb #28e5e358
 def _cell(v) -> str:
@@ -129,11 +134,20 @@ def dots(
 def _panels(names, ncols, height, **kwargs):  # a figure, its axes and the panels' names as titles
     ncols = min(ncols, len(names))
     nrows = math.ceil(len(names)/ncols)
-    fig, axes = plt.subplots(nrows, ncols, squeeze=False, layout="constrained", figsize=(_WIDTH, height*nrows + .5), **kwargs)
+    size = (_WIDTH, height*nrows + .5)
+    fig, axes = plt.subplots(nrows, ncols, squeeze=False, layout="constrained", figsize=size, **kwargs)
     for ax in axes.flat[len(names):]: ax.remove()
     for name, ax in zip(names, axes.flat):
         if len(names) > 1 or name: ax.set_title(name, loc="left")
     return fig, axes.flat[:len(names)]
+
+
+def _line(ax, of, x, kind, look):  # one line of `along` with its band
+    if len(of) > 40: look = look | {"marker": None}
+    ax.plot(of[x], of.value, lw=1.3, ms=3.5, label=kind, **look)
+    if not {"low", "high"} <= {*of}: return
+    low, high = of.low.astype(float), of.high.astype(float)
+    ax.fill_between(of[x], low, high, color=look["color"], alpha=.15, lw=0)
 
 
 def _few_ticks(ax, values):  # of a logarithmic axis with few settings: those, and no others
@@ -157,18 +171,19 @@ def along(
     sharex: bool = True,  # and that of x?
 ) -> Figure:
     "Lines of a value along a quantity, with bands"
-    t = t.assign(**{c or k: "" for c, k in ((hue, "_hue"), (panel, "_panel")) if c is None})
-    hue, panel = hue or "_hue", panel or "_panel"
+    if hue is None: t, hue = t.assign(_hue=""), "_hue"
+    if panel is None: t, panel = t.assign(_panel=""), "_panel"
     names, kinds = list(dict.fromkeys(t[panel])), list(dict.fromkeys(t[hue]))
     fig, axes = _panels(names, ncols, 2.6 if len(names) == 1 else 1.9, sharex=sharex, sharey=share)
     for name, ax in zip(names, axes):
         _guide(ax, lines, "y")
         for kind, look in _looks(kinds).items():
             of = t[(t[panel] == name) & (t[hue] == kind)].sort_values(x)
-            ax.plot(of[x], of.value, lw=1.3, ms=3.5, label=kind, **look | ({"marker": None} if len(of) > 40 else {}))
-            if {"low", "high"} <= {*t}: ax.fill_between(of[x], of.low.astype(float), of.high.astype(float), color=look["color"], alpha=.15, lw=0)
+            _line(ax, of, x, kind, look)
         ax.set(xlabel=xlabel, ylabel=ylabel, **{f"{a}scale": "log" for a in log})
-    if len(kinds) > 1: fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(kinds)))
+    if len(kinds) > 1:
+        handles, labels = axes[0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside upper center", ncols=min(4, len(kinds)))
     for i, ax in enumerate(axes):  # labels where an axis is not that of its neighbour
         low, left = i + min(ncols, len(axes)) >= len(axes), i % ncols == 0
         if "x" in log: _few_ticks(ax, t[x] if sharex else t[x][t[panel] == names[i]])
@@ -197,7 +212,9 @@ def boxes(
         sns.boxplot(of, x=x, y=y, hue=hue, fliersize=1.5, linewidth=.8, ax=ax, legend=ax is axes[0])
         ax.set(xlabel="", ylabel=ylabel)
     if hue: sns.move_legend(axes[0], "lower right", bbox_to_anchor=(1, 1), ncols=3, title=None)
-    if t[x].nunique() > 5: axes[-1].set_xticks(axes[-1].get_xticks(), axes[-1].get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
+    if t[x].nunique() > 5:
+        ticks, names = axes[-1].get_xticks(), axes[-1].get_xticklabels()
+        axes[-1].set_xticks(ticks, names, rotation=35, ha="right", rotation_mode="anchor")
     plt.close(fig)
     return fig
 
@@ -218,7 +235,10 @@ def ridges(
     fig, ax = plt.subplots(figsize=(_WIDTH, .9 + .42*len(rows)), layout="constrained")
     _guide(ax, lines, "x")
     for r, name in enumerate(rows):
-        found = {k: np.histogram(t[x][(t[y] == name) & (t[hue] == k)].to_numpy(float), edges, density=True)[0] for k in kinds}
+        found = {}
+        for k in kinds:
+            of = t[x][(t[y] == name) & (t[hue] == k)].to_numpy(float)
+            found[k], _ = np.histogram(of, edges, density=True)
         top = max(np.nan_to_num(h).max() for h in found.values()) or 1
         for k, look in _looks(kinds).items():
             height = np.nan_to_num(found[k])/top*.9
@@ -272,10 +292,13 @@ def scatter(
     return fig
 
 # %% ../nbs/03_charts.ipynb #a3fd9ec2
-SYMBOLS = {"loss_x_r": "$L_{x^r}$", "loss_x_rs": "$L_{x^{r,s}}$", "loss_z_r": "$L_{z^r}$", "loss_y": "$L_y$",
-           "loss_enc_r": "$L_{Enc^r}$", "loss_dec_r": "$L_{Dec^r}$", "loss_enc_d_r": "$L_{EncD^r}$", "loss_dec_d_r": "$L_{DecD^r}$",
-           "loss_enc_s": "$L_{Enc^s}$", "loss_dec_rs": "$L_{Dec^{r,s}}$", "loss_enc_d_s": "$L_{EncD^s}$",
-           "loss_dec_d_rs": "$L_{DecD^{r,s}}$", "validation": "validation"}  # as the papers write the losses
+SYMBOLS = {  # of the losses, as the papers write them
+    "loss_x_r": "$L_{x^r}$", "loss_x_rs": "$L_{x^{r,s}}$", "loss_z_r": "$L_{z^r}$", "loss_y": "$L_y$",
+    "loss_enc_r": "$L_{Enc^r}$", "loss_dec_r": "$L_{Dec^r}$",
+    "loss_enc_d_r": "$L_{EncD^r}$", "loss_dec_d_r": "$L_{DecD^r}$",
+    "loss_enc_s": "$L_{Enc^s}$", "loss_dec_rs": "$L_{Dec^{r,s}}$",
+    "loss_enc_d_s": "$L_{EncD^s}$", "loss_dec_d_rs": "$L_{DecD^{r,s}}$", "validation": "validation"
+}
 
 
 def curves(
@@ -287,15 +310,19 @@ def curves(
 ) -> Figure:
     "Losses over the epochs (Figure S3)"
     losses = list(losses or [c for c in history if c.startswith("loss_")])
-    if missing := [c for c in losses if c not in history]: raise BadInput(f"the history has no column {missing[0]!r}; it has {', '.join(history)}")
+    if missing := [c for c in losses if c not in history]:
+        raise BadInput(f"the history has no column {missing[0]!r}; it has {', '.join(history)}")
     ncols = min(ncols, len(losses))
     nrows = math.ceil(len(losses) / ncols)
-    fig, axes = plt.subplots(nrows, ncols, squeeze=False, sharex=True, layout="constrained", figsize=(_WIDTH, 1.9 * nrows + .2))
+    size = (_WIDTH, 1.9 * nrows + .2)
+    fig, axes = plt.subplots(nrows, ncols, squeeze=False, sharex=True, layout="constrained", figsize=size)
     for name, ax in zip(losses, axes.flat):
         y = history[name].to_numpy(float)
         ax.plot(history["epoch"], y, lw=1.3, marker="." if len(y) < 40 else None)
         if (y > 0).all() and y.max() > 20 * y.min(): ax.set_yscale("log")
-        if name in (guess or {}): ax.axhline(guess[name], color="grey", ls="--", lw=1, label="guessing"); ax.legend()
+        if name in (guess or {}):
+            ax.axhline(guess[name], color="grey", ls="--", lw=1, label="guessing")
+            ax.legend()
         ax.set(title=SYMBOLS.get(name, name), ylabel=(labels or {}).get(name, "loss"))
         ax.tick_params(labelbottom=True)
     for ax in axes.flat[len(losses):]: ax.remove()
@@ -315,10 +342,13 @@ def confusion(
     n = counts.sum(1)
     side = min(_WIDTH - .6, 2.4 + .42 * len(classes))
     fig, ax = plt.subplots(figsize=(side + .6, side), layout="constrained")
-    sns.heatmap(counts / np.maximum(n, 1)[:, None], vmin=0, vmax=1, cmap="Blues", square=True, linewidths=.5, linecolor="0.92", ax=ax,
-                annot=np.where(counts > 0, counts.astype(str), ""), fmt="", annot_kws={"size": 8},
+    share = counts / np.maximum(n, 1)[:, None]
+    written = np.where(counts > 0, counts.astype(str), "")
+    rows = [f"{c} ({k})" for c, k in zip(classes, n)]
+    sns.heatmap(share, vmin=0, vmax=1, cmap="Blues", square=True, linewidths=.5, linecolor="0.92", ax=ax,
+                annot=written, fmt="", annot_kws={"size": 8},
                 cbar_kws={"label": "share of the true class", "shrink": .7},
-                xticklabels=classes, yticklabels=[f"{c} ({k})" for c, k in zip(classes, n)])
+                xticklabels=classes, yticklabels=rows)
     ax.set(xlabel="predicted", ylabel=ylabel)
     ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     ax.tick_params(axis="y", rotation=0)
@@ -326,6 +356,20 @@ def confusion(
     return fig
 
 # %% ../nbs/03_charts.ipynb #cc43b470
+def _named(groups, names):  # each point's group by name, and the groups there are, in order
+    if groups is None: return None, None
+    group = [str(g) if names is None else names[g] for g in groups]
+    return group, [n for n in (sorted(set(group)) if names is None else names) if n in set(group)]
+
+
+def _points(ax, x, y, group, order):  # points coloured by group, groups without end
+    colours = [*sns.color_palette("colorblind"), (0, 0, 0)]
+    palette = order and (colours*len(order))[:len(order)]
+    sns.scatterplot(x=x, y=y, hue=group, style=group, hue_order=order, style_order=order,
+                    ax=ax, s=14, alpha=.75, linewidth=0, palette=palette)
+    if order: sns.move_legend(ax, "center left", bbox_to_anchor=(1, .5), title=None, fontsize=7, handletextpad=.1)
+
+
 def latent(
     z: np.ndarray,  # (n, d) embeddings
     groups: Sequence | None = None,  # n names or class numbers that colour the points
@@ -336,14 +380,11 @@ def latent(
     "Embeddings beside the standard normal prior (Figure S4)"
     z, (i, j) = np.asarray(z), dims
     fig, (ax, every) = plt.subplots(1, 2, figsize=(_WIDTH, 3.6), layout="constrained", width_ratios=(1.25, 1))
-    group = None if groups is None else [str(g) if names is None else names[g] for g in groups]
-    order = None if group is None else [n for n in (sorted(set(group)) if names is None else names) if n in set(group)]
-    sns.scatterplot(x=z[:, i], y=z[:, j], hue=group, style=group, hue_order=order, style_order=order, ax=ax, s=14, alpha=.75, linewidth=0,
-                    palette=order and ([*sns.color_palette("colorblind"), (0, 0, 0)] * len(order))[:len(order)])
+    _points(ax, z[:, i], z[:, j], *_named(groups, names))
     for r in (1, 2): ax.add_patch(Circle((0, 0), r, fill=False, color="0.3", lw=1, ls="--"))
     reach = max(3.2, 1.05 * np.abs(z[:, [i, j]]).max())
-    ax.set(xlabel=f"{symbol}[{i}]", ylabel=f"{symbol}[{j}]", aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach), title="circles: 1 and 2 sd of the prior")
-    if order: sns.move_legend(ax, "center left", bbox_to_anchor=(1, .5), title=None, fontsize=7, handletextpad=.1)
+    ax.set(xlabel=f"{symbol}[{i}]", ylabel=f"{symbol}[{j}]", aspect="equal",
+           xlim=(-reach, reach), ylim=(-reach, reach), title="circles: 1 and 2 sd of the prior")
     for label, values, prior in (("mean, median size", z.mean(0), 0), ("sd, median", z.std(0), 1)):
         every.axhline(prior, color="0.3", lw=1, ls="--")
         every.plot(values, ".", ms=6, label=f"{label} {np.median(np.abs(values)):.2f}")

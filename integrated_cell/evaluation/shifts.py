@@ -36,7 +36,9 @@ def equally(
 ) -> np.ndarray:  # their places, ascending
     "Cells at random, as many of one kind as of the other where there are enough"
     kinds = sorted(set(phase))
-    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(phase == p))[:n_cells//len(kinds)] for p in kinds]))
+    each = n_cells//len(kinds)
+    drawn = [rng.permutation(np.flatnonzero(phase == p))[:each] for p in kinds]
+    return np.sort(np.concatenate(drawn))
 
 # %% ../../nbs/44_evaluation.shifts.ipynb #af4896b8
 class Varied:
@@ -91,8 +93,12 @@ def order_kept(
     by: str,  # "ridge" or "n"
 ) -> pd.DataFrame:  # source, ridge or n, value (median over structures), low and high (lowest and highest structure)
     "How well the order of the cells at each ridge, or n, agrees with the order as it is used"
-    other = [dict(ridge=r) for r in v.ridges] if by == "ridge" else [dict(size=m) for m in v.sizes]
-    rows = [_range(spearman(v.at(s, **o), v.at(s)), source=s, **{by: [*o.values()][0]}) for s in v.values for o in other]
+    settings = v.ridges if by == "ridge" else v.sizes
+    rows = []
+    for s in v.values:
+        for setting in settings:
+            other = v.at(s, ridge=setting) if by == "ridge" else v.at(s, size=setting)
+            rows.append(_range(spearman(other, v.at(s)), source=s, **{by: setting}))
     return pd.DataFrame(rows)
 
 
@@ -101,7 +107,8 @@ def halves(
 ) -> pd.DataFrame:  # source, structure, value: a row a structure
     "Agreement of two halves without a common sample: what so few samples allow"
     rho = {s: spearman(v.at(s, size=v.n//2), v.at(s, size=-1)) for s in v.values}
-    return pd.DataFrame(rho, pd.Index(v.classes, name="structure")).reset_index().melt("structure", var_name="source")
+    wide = pd.DataFrame(rho, pd.Index(v.classes, name="structure"))
+    return wide.reset_index().melt("structure", var_name="source")
 
 # %% ../../nbs/44_evaluation.shifts.ipynb #0b532778
 MITOTIC_SHIFTS = {"lamin B1": 1, "fibrillarin": 1, "ST6GAL1": 1, "TOM20": 1, "alpha-tubulin": -1}  # 1: more variable

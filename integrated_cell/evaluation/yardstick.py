@@ -164,13 +164,15 @@ def known_pairs(
     classes = list(scores.test.unique())
     known = [f"{a}|{b}" for a in classes for b in classes]
     for k in said:
-        if k not in known: raise BadInput(f"the known pair '{k}' is not compared; write test|train with two of {', '.join(classes)}")
+        if k not in known:
+            raise BadInput(f"the known pair '{k}' is not compared; write test|train with two of {', '.join(classes)}")
     a, near = alike[0] if alike else (classes[0], None)
     far = others(square(scores)).loc[a].drop([a, *([near] if near else [])])
     typical = far.sub(far.median()).abs().nsmallest(1).index
     pairs = list(said) or [f"{a}|{p}" for p in (a, near, *typical) if p]
     test, train = pairs[0].split("|")
-    if test != train: raise BadInput(f"the first known pair is '{pairs[0]}'; let it be a class with itself, e.g. {a}|{a}")
+    if test != train:
+        raise BadInput(f"the first known pair is '{pairs[0]}'; let it be a class with itself, e.g. {a}|{a}")
     return pairs
 
 # %% ../../nbs/73_evaluation.yardstick.ipynb #cf25b9f7
@@ -211,7 +213,8 @@ class Yardstick:
         own = own[(own.test == own.train) & (own.objective == said["settings"]["objective"])]
         same = own.assign(model="real", protein=own.test)[_COLUMNS]
         n = dict(train=said["n_train"], test=said["n_test"])
-        return cls(said["settings"], n, same, pd.Series(said["other"], dtype=float), pd.Series(said["other_penalised"], dtype=float))
+        other, penalised = (pd.Series(said[k], dtype=float) for k in ("other", "other_penalised"))
+        return cls(said["settings"], n, same, other, penalised)
 
     def among(self,
         proteins: Sequence[str],

@@ -59,7 +59,9 @@ def _drawn_anew(at, truth, groups, n_boot, rng):  # rows of a plate, groups draw
     for t in np.unique(truth[at]):
         of = at[truth[at] == t]
         strata.append([of[groups[of] == g] for g in pd.unique(groups[of])])
-    for _ in range(n_boot): yield np.concatenate([s[i] for s in strata for i in rng.integers(len(s), size=len(s))])
+    for _ in range(n_boot):
+        drawn = [s[i] for s in strata for i in rng.integers(len(s), size=len(s))]
+        yield np.concatenate(drawn)
 
 
 def plate_agreement(

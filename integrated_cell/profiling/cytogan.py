@@ -111,7 +111,8 @@ def step_infogan(nets, opts, x, fabric, n_codes: int = 2, smooth: float = 0., we
     z = torch.randn(len(x), gen.n_latent_r, device=x.device)
     x_gen, codes = 2*gen(z) - 1, z[:, -n_codes:]
     d_gen, guess = critics(x_gen.detach()[:, None], None, True)
-    loss_d = gan.loss_critic(critics(2*x[:, None] - 1), d_gen, "gan", 1 - smooth*torch.rand(len(x), 1, device=x.device))
+    d_real = critics(2*x[:, None] - 1)
+    loss_d = gan.loss_critic(d_real, d_gen, "gan", 1 - smooth*torch.rand(len(x), 1, device=x.device))
     descend(fabric, critics, opts["critics"], loss_d + weight*F.mse_loss(guess, codes))
     d_gen, guess = critics(x_gen[:, None], None, True)
     loss_g, loss_codes = gan.loss_gen(d_gen, "gan"), F.mse_loss(guess, codes)
@@ -319,7 +320,6 @@ def profile_cells(
     return in_batches(of_batch, cells, rows, batch_size, at).numpy()
 
 
-
 def encode_cells(
     model: CytoGan,  # bigan, autoencoder or vae
     cells,  # Cells, or anything that gives (3, Y, X) uint8 for cells[i]
@@ -330,5 +330,5 @@ def encode_cells(
         raise BadInput(f"'{model.name}' has no encoder, so real cells have no place in its noise; "
                        "use bigan, autoencoder or vae")
     _eight_bits(cells, rows)
-    at = next(model.parameters()).device
-    return in_batches(lambda x: model.eval().encode(x).detach(), cells, rows, 64, at).numpy()
+    def of_batch(x): return model.eval().encode(x).detach()
+    return in_batches(of_batch, cells, rows, 64, next(model.parameters()).device).numpy()

@@ -26,19 +26,25 @@ def _numbers(
 ) -> np.ndarray:  # (n, d) float64, finite
     "A table of finite numbers, or one sentence that says which is not"
     try: values = np.asarray(x, float)
-    except (TypeError, ValueError) as e: raise BadInput(f"{what} hold what is no number ({e}); keep features alone") from e
-    if values.ndim != 2 or not values.size: raise BadInput(f"{what} have shape {values.shape}; give (n, d), a row a profile and a column a feature")
+    except (TypeError, ValueError) as e:
+        raise BadInput(f"{what} hold what is no number ({e}); keep features alone") from e
+    if values.ndim != 2 or not values.size:
+        raise BadInput(f"{what} have shape {values.shape}; give (n, d), a row a profile and a column a feature")
     if len(bad := np.argwhere(~np.isfinite(values))):
         row, column = (x.index[bad[0, 0]], x.columns[bad[0, 1]]) if isinstance(x, pd.DataFrame) else bad[0]
-        raise BadInput(f"{what}: {len(bad)} values are not finite, the first in row {row}, feature {column}; leave those rows or features out")
+        raise BadInput(f"{what}: {len(bad)} values are not finite, the first in row {row}, feature {column}; "
+                       "leave those rows or features out")
     return values
 
 def _names(x, n: int, what: str) -> np.ndarray:  # (n,) object: a name a row, none missing
     "One compound, batch or plate for each row, or one sentence that says what is wrong"
     names = np.asarray(x, object)
-    if names.shape != (n,): raise BadInput(f"{n} rows and {len(names) if names.ndim else 1} {what}; give one for each row, in the same order")
+    if names.shape != (n,):
+        raise BadInput(f"{n} rows and {len(names) if names.ndim else 1} {what}; "
+                       "give one for each row, in the same order")
     if (lacking := pd.isna(names)).any():
-        raise BadInput(f"{lacking.sum()} of {n} {what} are missing, the first in row {lacking.argmax()}; name them or leave those rows out")
+        raise BadInput(f"{lacking.sum()} of {n} {what} are missing, the first in row {lacking.argmax()}; "
+                       "name them or leave those rows out")
     return names
 
 # %% ../../nbs/83_profiling.profiles.ipynb #106a4914
@@ -63,15 +69,21 @@ def scale_plates(
 ):  # the same type and shape: 0 is the mean of the controls, 1 their standard deviation
     "Scale features on the controls (Ljosa et al. 2013)"
     x = _numbers(features, "features")
-    if len(x) != len(table): raise BadInput(f"{len(x)} rows of features and {len(table)} of the table; give both in the same order")
-    if "compound" not in table: raise BadInput(f"the table has no column 'compound' to find {control} by; it has {', '.join(map(str, table))}")
+    if len(x) != len(table):
+        raise BadInput(f"{len(x)} rows of features and {len(table)} of the table; give both in the same order")
+    if "compound" not in table:
+        raise BadInput(f"the table has no column 'compound' to find {control} by; it has {', '.join(map(str, table))}")
     is_control = (table["compound"] == control).to_numpy()
-    if by is not None and by not in table: raise BadInput(f"the table has no column '{by}' to scale by; it has {', '.join(table)}")
+    if by is not None and by not in table:
+        raise BadInput(f"the table has no column '{by}' to scale by; it has {', '.join(table)}")
     if spread not in ("own", "pooled"): raise BadInput(f"a spread '{spread}' is not known; choose own or pooled")
-    if not is_control.any(): raise BadInput(f"the compound '{control}' is missing in the table or has another name, so there is nothing to scale on")
+    if not is_control.any():
+        raise BadInput(f"the compound '{control}' is missing in the table or has another name, so there is nothing to scale on")
     code, groups = pd.factorize(np.zeros(len(x)) if by is None else _names(table[by], len(x), f"values of '{by}'"))
     few = [g for k, g in enumerate(groups) if (is_control & (code == k)).sum() < 2]
-    if few: raise BadInput(f"{by} {few[0]} has fewer than 2 rows of {control} to be scaled on; leave it out or scale with by=None")
+    if few:
+        raise BadInput(f"{by} {few[0]} has fewer than 2 rows of {control} to be scaled on; "
+                       "leave it out or scale with by=None")
     own = [is_control & (code == k) for k in range(len(groups))]
     centred = x - np.stack([x[rows].mean(0) for rows in own])[code]
     unit = np.stack([centred[is_control if spread == "pooled" else rows].std(0) for rows in own])[code]
@@ -89,13 +101,16 @@ def profiles(
 ) -> pd.DataFrame:  # a row a profile, indexed by `by`
     "Profiles of treatments from features of cells or wells (section 5)"
     x, by = _numbers(features, "features"), [by] if isinstance(by, str) else list(by)
-    if len(x) != len(table): raise BadInput(f"{len(x)} rows of features and {len(table)} of the table; give both in the same order")
-    if missing := [c for c in by if c not in table]: raise BadInput(f"the table has no column '{missing[0]}'; it has {', '.join(table)}")
+    if len(x) != len(table):
+        raise BadInput(f"{len(x)} rows of features and {len(table)} of the table; give both in the same order")
+    if missing := [c for c in by if c not in table]:
+        raise BadInput(f"the table has no column '{missing[0]}'; it has {', '.join(table)}")
     if how not in ("mean", "median"): raise BadInput(f"profiles by '{how}' are not known; choose mean or median")
     if "plate" in table and "plate" not in by and not {"well", "cell_id"} & set(by):
         plates = (table[table["compound"] != "DMSO"] if "compound" in table else table).groupby(by, dropna=False).plate.nunique()
         if len(alone := plates[plates < 2]):
             warnings.warn(f"{len(alone)} of {len(plates)} treatments stand on one plate only (the first: {alone.index[0]}); "
+                          ""
                           "what the plate did cannot be told from what they did", stacklevel=2)
     names = features.columns if isinstance(features, pd.DataFrame) else range(x.shape[1])
     return pd.DataFrame(x, columns=names).groupby([table[c].to_numpy() for c in by], dropna=False).agg(how).rename_axis(by)
@@ -108,11 +123,15 @@ def whiten(
     method: str = "pca",  # "pca": columns are components, largest variance first; "zca": columns remain features
 ):  # (n, d) of the type of `profiles`; the controls would have mean 0 and covariance Λ/(Λ + eps)
     "Whiten profiles on the covariance of the controls (the original code; Kessy et al. 2018)"
-    if controls is None or not len(controls): raise BadInput("whitening needs control wells and there is none: DMSO is missing or has another name")
+    if controls is None or not len(controls):
+        raise BadInput("whitening needs control wells and there is none: DMSO is missing or has another name")
     x, c = _numbers(profiles, "profiles"), _numbers(controls, "controls")
-    if x.shape[1] != c.shape[1]: raise BadInput(f"profiles have {x.shape[1]} features and controls {c.shape[1]}; give both the same in one order")
+    if x.shape[1] != c.shape[1]:
+        raise BadInput(f"profiles have {x.shape[1]} features and controls {c.shape[1]}; "
+                       "give both the same in one order")
     if len(c) < 2: raise BadInput("whitening needs at least 2 control wells (DMSO) to see how they vary; there is 1")
-    if not 0 <= eps < np.inf: raise BadInput(f"eps {eps} cannot be added to a variance; give a number above 0, e.g. of choose_eps")
+    if not 0 <= eps < np.inf:
+        raise BadInput(f"eps {eps} cannot be added to a variance; give a number above 0, e.g. of choose_eps")
     if method not in ("pca", "zca"): raise BadInput(f"whitening by '{method}' is not known; choose pca or zca")
     still, mean = _still(c), c.mean(0)
     _tell_still(still, profiles, "the controls")
@@ -121,7 +140,8 @@ def whiten(
     variance, v = variance[::-1].clip(0), v[:, ::-1]
     v = v*np.where(np.take_along_axis(v, np.abs(v).argmax(0)[None], 0) < 0, -1, 1)  # the largest loading is positive
     if variance[-1] + eps <= 1e-12*variance[0]:
-        raise BadInput(f"the controls vary in fewer than {len(v)} directions, so eps {eps:g} divides by 0; give a larger one, e.g. of choose_eps")
+        raise BadInput(f"the controls vary in fewer than {len(v)} directions, so eps {eps:g} divides by 0; "
+                       "give a larger one, e.g. of choose_eps")
     out = x @ (v/np.sqrt(variance + eps))
     if method == "zca": return _like(out @ v.T, profiles)
     return pd.DataFrame(out, profiles.index).add_prefix("pc") if isinstance(profiles, pd.DataFrame) else out
@@ -137,8 +157,10 @@ def choose_eps(
     c = _numbers(controls, "controls")
     groups, different = pd.factorize(_names(groups, len(c), "plates or batches"), sort=True)
     grid = 10.**np.arange(-6, 2.1, .25) if grid is None else np.asarray(grid, float)
-    if not (len(grid) and (grid > 0).all()): raise BadInput("the grid of eps holds what is no number above 0; leave it out or give variances")
-    if (n := len(different)) < 2: raise BadInput("the controls stand on one plate only, so none can be held out; choose eps by hand")
+    if not (len(grid) and (grid > 0).all()):
+        raise BadInput("the grid of eps holds what is no number above 0; leave it out or give variances")
+    if (n := len(different)) < 2:
+        raise BadInput("the controls stand on one plate only, so none can be held out; choose eps by hand")
     total = np.zeros(len(grid))
     for train, test in GroupKFold(min(n, n_folds)).split(c, groups=groups):
         mean = c[train].mean(0)
@@ -168,7 +190,8 @@ def tvn(
     target = _power(np.cov(z[is_control], rowvar=False) + eye, .5)
     for b in pd.unique(batches):
         here = batches == b
-        if (here & is_control).sum() < 2: raise BadInput(f"batch {b} has fewer than 2 control rows (DMSO) to be aligned by; leave it out or join it")
+        if (here & is_control).sum() < 2:
+            raise BadInput(f"batch {b} has fewer than 2 control rows (DMSO) to be aligned by; leave it out or join it")
         z[here] = (z[here] - z[here & is_control].mean(0)) @ _power(np.cov(z[here & is_control], rowvar=False) + eye, -.5) @ target
     return pd.DataFrame(z, features.index).add_prefix("pc") if isinstance(features, pd.DataFrame) else z
 
@@ -176,11 +199,14 @@ def tvn(
 def _named(profiles, compounds, moas):  # (n, d), (n,), (n,) as arrays that can be scored
     x, moas = _numbers(profiles, "profiles"), np.asarray(moas, object)
     if not len(x) == len(compounds) == len(moas):
-        raise BadInput(f"{len(x)} profiles, {len(compounds)} compounds and {len(moas)} mechanisms; give one of each a treatment")
+        raise BadInput(f"{len(x)} profiles, {len(compounds)} compounds and {len(moas)} mechanisms; "
+                       "give one of each a treatment")
     compounds = _names(compounds, len(x), "compounds")
     if (lacking := pd.isna(moas)).any():
-        raise BadInput(f"{lacking.sum()} of {len(x)} treatments have no mechanism (the first: {compounds[lacking][0]}); name it or leave them out")
-    if n := (moas == "DMSO").sum(): raise BadInput(f"{n} of {len(x)} rows are DMSO, which is no mechanism; leave the controls out")
+        raise BadInput(f"{lacking.sum()} of {len(x)} treatments have no mechanism (the first: {compounds[lacking][0]}); "
+                       "name it or leave them out")
+    if n := (moas == "DMSO").sum():
+        raise BadInput(f"{n} of {len(x)} rows are DMSO, which is no mechanism; leave the controls out")
     return x, compounds, moas
 
 # %% ../../nbs/83_profiling.profiles.ipynb #6553f165
@@ -197,7 +223,9 @@ def predict_moa(
     x = x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300)
     allowed = compounds[:, None] != compounds
     if batches is not None: allowed &= (b := _names(batches, len(x), "batches"))[:, None] != b
-    if not allowed.any(): raise BadInput(f"all {len(x)} profiles are of one compound or batch, so there is no other to learn from; give several")
+    if not allowed.any():
+        raise BadInput(f"all {len(x)} profiles are of one compound or batch, so there is no other to learn from; "
+                       "give several")
     similar = np.where(allowed, x @ x.T, -np.inf)
     near = np.argsort(-similar, 1, kind="stable")[:, :k]
     (code, names), rank = pd.factorize(moas), np.arange(near.shape[1])
@@ -255,7 +283,8 @@ def write_profiles(
     prefix: str = "Cells_",  # put before names of features that name no compartment
 ) -> pd.DataFrame:  # what was written
     "Write profiles as pycytominer has them (Serrano et al. 2025)"
-    if len(features) != len(table): raise BadInput(f"{len(features)} rows of features and {len(table)} of the table; give both in the same order")
+    if len(features) != len(table):
+        raise BadInput(f"{len(features)} rows of features and {len(table)} of the table; give both in the same order")
     known = ("Cells_", "Cytoplasm_", "Nuclei_", "Image_")
     said = table.reset_index(drop=True).rename(columns=lambda c: "Metadata_" + {"plate": "Plate", "well": "Well"}.get(c, c))
     both = pd.concat([said, features.reset_index(drop=True).rename(columns=lambda c: c if str(c).startswith(known) else f"{prefix}{c}")], axis=1)
@@ -272,7 +301,8 @@ def _open_table(path):  # -> DataFrame with rows; numbers as numbers
     try: both = pd.read_parquet(path) if str(path).endswith(".parquet") else pd.read_csv(path, low_memory=False)
     except (ValueError, OSError, EOFError, zlib.error) as e:
         why = " ".join(str(e).split())[:80]
-        raise BadInput(f"{path} cannot be read as a table ({why}); it is cut, empty or of another kind: write it anew") from e
+        raise BadInput(f"{path} cannot be read as a table ({why}); "
+                       "it is cut, empty or of another kind: write it anew") from e
     if not len(both): raise BadInput(f"{path} holds no row; give a table with a row a profile")
     for c in [c for c in both if "Metadata_" not in str(c) and both[c].dtype in (object, "string")]:
         number, there = pd.to_numeric(both[c], errors="coerce"), both[c].notna()
@@ -280,6 +310,7 @@ def _open_table(path):  # -> DataFrame with rows; numbers as numbers
         if not wrong.any(): both[c] = number.astype(float)
         elif wrong.sum() < (there.sum() if str(c).startswith(("Cells_", "Cytoplasm_", "Nuclei_")) else .5*there.sum()):
             raise BadInput(f"{path}: feature {c} holds text in {wrong.sum()} of {len(both)} rows, the first '{both[c][wrong].iloc[0]}'; "
+                           ""
                            "mend them or leave the feature out")
     return both
 
@@ -292,7 +323,9 @@ def read_profiles(
     "Read profiles that pycytominer, CellProfiler or `write_profiles` wrote"
     both = _open_table(path)
     said = both.columns.astype(str).str.contains("^(?:Image_)?Metadata_")
-    if not said.any(): raise BadInput(f"{path}: no column begins with Metadata_ or Image_Metadata_ (first: {both.columns[0]}); name so what a row is")
+    if not said.any():
+        raise BadInput(f"{path}: no column begins with Metadata_ or Image_Metadata_ (first: {both.columns[0]}); "
+                       "name so what a row is")
     counts = both.columns.astype(str).str.contains(_NUMBERING) & ~said
     if counts.any():
         warnings.warn(f"{path}: columns that only number images, objects or rows are no features ({', '.join(both.columns[counts])})", stacklevel=2)
@@ -302,7 +335,8 @@ def read_profiles(
     if lacking := sorted(set(given) - {v.lower() for v in short.values()}):
         raise BadInput(f"{path} has no column Metadata_{lacking[0]} to rename; it has {', '.join(short)}")
     table = both.loc[:, said | ~number].rename(columns={c: given.get(v.lower(), v) for c, v in short.items()})
-    if (twice := table.columns[table.columns.duplicated()]).size: raise BadInput(f"{path}: two columns mean '{twice[0]}'; remove one")
+    if (twice := table.columns[table.columns.duplicated()]).size:
+        raise BadInput(f"{path}: two columns mean '{twice[0]}'; remove one")
     if lacking := [c for c in needs if c not in table]:
         raise BadInput(f"{path} has no column Metadata_{lacking[0]}; it has {', '.join(short)}; "
                        f"say which one means it (names={{'Metadata_...': '{lacking[0]}'}}), or do without (needs=())")

@@ -40,7 +40,7 @@ def walks(
     um: float = 1.,  # size of a pixel
     clock: str = "order",  # column of `read_red` that tells the age
     batch_size: int = 64,
-) -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:  # (m, c, *s) uint8 of the first walk, its reds read, rank correlation of each walk
+) -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:  # first walk (m, c, *s) uint8, its reds, rank correlations
     "One walk through the cycle in short steps and others by chance, and whether they keep the order (Figure 7)"
     rng, targets = rng or np.random.default_rng(0), np.linspace(.02, .98, n_anchors)
     sets = [anchors(phase, z_r, targets)]
@@ -60,7 +60,7 @@ def courses(
     drawn: tuple[np.ndarray, Mapping],  # the same of generated cells
     proteins: Sequence[str],  # c names
     **kwargs,  # n_bins, n_boot, seed
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # courses (protein, where, cells, phase, value, low, high); distances (method, ..., baseline, ...)
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # courses by age, and distances of each from the truth
     "Each protein's course through the cycle beside the true one, and how far apart they are (section 5.3)"
     lines, rows = [], []
     for where in ("tips", "middle"):
@@ -76,7 +76,7 @@ def courses(
 
 
 def moves(
-    populations: Mapping[str, tuple[np.ndarray, np.ndarray]],  # cells: phases (n,), share of light in the middle (n, 1 + c)
+    populations: Mapping[str, tuple[np.ndarray, np.ndarray]],  # cells: phases (n,), light in the middle (n, 1 + c)
     proteins: Sequence[str],
     fewest: int = 5,  # cells of either age; with fewer it is unknown
 ) -> pd.DataFrame:  # protein, cells, value, low, high, says

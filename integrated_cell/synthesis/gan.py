@@ -33,7 +33,8 @@ def loss_gen(
     objective: str,  # one of `OBJECTIVES`
 ) -> Tensor:  # 0-d
     "What the generator descends: -log D for a GAN (section 4.1), the distance to 1 for an LSGAN, -D for a WGAN (eq. 4)"
-    return F.softplus(-d_gen).mean() if objective == "gan" else (d_gen - 1).square().mean()/2 if objective == "lsgan" else -d_gen.mean()
+    if objective == "gan": return F.softplus(-d_gen).mean()
+    return (d_gen - 1).square().mean()/2 if objective == "lsgan" else -d_gen.mean()
 
 # %% ../../nbs/61_synthesis.gan.ipynb #0fa77ad6
 def grad_penalty(
@@ -59,15 +60,18 @@ class Gan(nn.Module):
         pairs: bool = True,  # a critic for each green with the red; False: one critic sees all channels
         objective: str = "wgan-gp",  # or another of `OBJECTIVES`
         n_filters: int = 32,  # of a tower, by output channel (the paper: 32)
-        n_filters_critic: int = 64,  # of a critic of two channels; more channels, more filters (the paper: 64, and 224 for seven)
+        n_filters_critic: int = 64,  # of a critic of two channels; more with more (the paper: 64, and 224 for seven)
         n_latent: int = 50,  # noise by output channel (the paper: 50)
         shared_noise: bool = False,  # one green noise for all towers (the original code)
     ):
         super().__init__()
-        if objective not in OBJECTIVES: raise BadInput(f"unknown objective '{objective}'; choose from {', '.join(OBJECTIVES)}")
-        self.settings = dict(shape=[int(s) for s in shape], proteins=list(proteins), red=red, greens=list(greens), pairs=pairs, objective=objective,
-                             n_filters=n_filters, n_filters_critic=n_filters_critic, n_latent=n_latent, shared_noise=shared_noise)
-        self.proteins, self.objective, self.pairs, self.n_channels = list(proteins), objective, pairs and len(greens) > 0, red + sum(greens)
+        if objective not in OBJECTIVES:
+            raise BadInput(f"unknown objective '{objective}'; choose from {', '.join(OBJECTIVES)}")
+        self.settings = dict(shape=[int(s) for s in shape], proteins=list(proteins), red=red, greens=list(greens),
+                             pairs=pairs, objective=objective, n_filters=n_filters, n_filters_critic=n_filters_critic,
+                             n_latent=n_latent, shared_noise=shared_noise)
+        self.proteins, self.objective = list(proteins), objective
+        self.pairs, self.n_channels = pairs and len(greens) > 0, red + sum(greens)
         self.gen = Towers(shape, red, tuple(greens), n_filters, n_latent, shared_noise)
         n, seen = (len(greens), 2) if self.pairs else (1, self.n_channels)
         self.critics = Critics(n, shape, seen, n_filters_critic*seen//2, norm=objective != "wgan-gp")
@@ -94,7 +98,7 @@ def optimisers(
 def step(
     nets: dict[str, nn.Module],  # gen and critics, set up by Fabric
     opts: dict[str, torch.optim.Optimizer],  # one a network
-    batch: dict[str, Tensor],  # x (b, n_critic, k, c, *shape) in [0, 1], what each critic sees in each of its updates; condition (b, n_critic, d), what both are told
+    batch: dict[str, Tensor],  # x (b, n_critic, k, c, *shape) in [0, 1], for each critic; condition (b, n_critic, d)
     fabric,  # lightning Fabric
     objective: str = "wgan-gp",  # or another of `OBJECTIVES`
     pairs: bool = True,  # does each critic see the red with one green?
@@ -111,7 +115,9 @@ def step(
         fake, penalty = x_gen.detach(), torch.zeros((), device=x.device)
         label = 1 - smooth*torch.rand(x.shape[:2], device=x.device) if smooth else 1.
         loss_d = loss_critic(critics(x, *told), critics(fake, *told), objective, label)
-        if objective == "wgan-gp": penalty = grad_penalty(lambda b: critics.module(b, *told), x, fake, torch.rand(x.shape[:2], device=x.device))
+        if objective == "wgan-gp":
+            between = torch.rand(x.shape[:2], device=x.device)
+            penalty = grad_penalty(lambda b: critics.module(b, *told), x, fake, between)
         descend(fabric, critics, opts["critics"], loss_d + lam*penalty)
         if objective == "wgan":
             with torch.no_grad():

@@ -33,7 +33,8 @@ def _answers(cells, test, train, p, models, device, **search):  # (model, search
     near = nearest(x, among)[0]
     yield ("nearest neighbour", ""), dict(image=among[near]/np.float32(255))
     if "phase" in cells.table:
-        yield ("nearest, before the camera", ""), dict(image=np.stack([cell_channels(cells, i, (p,)) for i in train[near]]))
+        before = np.stack([cell_channels(cells, i, (p,)) for i in train[near]])
+        yield ("nearest, before the camera", ""), dict(image=before)
     for name, trained in models.items():
         if p not in trained.proteins: continue
         gen = trained.pair(p).to(device)
@@ -80,7 +81,8 @@ def errors_and_likelihoods(
         rows.append((f"random noise, {int(w)} dimensions", " noise", n, np.nan, np.nan, *noise))
     order = {"": 0, " noise": 1, "regular": 2, "separable": 3}
     t = pd.DataFrame(rows, columns=columns)
-    return t.sort_values("search", key=lambda s: s.map(order), kind="stable").drop(columns="search").reset_index(drop=True)
+    t = t.sort_values("search", key=lambda s: s.map(order), kind="stable")
+    return t.drop(columns="search").reset_index(drop=True)
 
 
 def surprise(
@@ -96,7 +98,7 @@ def paired(
     value: str = "expected",  # column
     by_protein: bool = False,
     **kwargs,  # n_boot, seed
-) -> pd.DataFrame:  # method, protein ('' for all), n, value, low, high in grey values of 255; below 0 the first is nearer
+) -> pd.DataFrame:  # method, protein ('' for all), n, value, low, high in grey values; below 0: the first is nearer
     "Mean paired differences of errors"
     e = found.pivot_table(index=["protein", "row"], columns="way", values=value)*255
     rows = []

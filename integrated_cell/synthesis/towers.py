@@ -18,7 +18,8 @@ def halvings(
 ) -> list[tuple[int, ...]]:  # the shape at every level, the image first
     "Halve every side, rounding down, as long as three pixels are left of the smallest"
     shape = tuple(int(s) for s in shape)
-    if len(shape) not in CONV or min(shape) < 6: raise BadInput(f"shape {shape} must have two or three sides of at least 6 pixels")
+    if len(shape) not in CONV or min(shape) < 6:
+        raise BadInput(f"shape {shape} must have two or three sides of at least 6 pixels")
     out = [shape]
     while min(out[-1]) >= 6: out.append(tuple(s//2 for s in out[-1]))
     return out
@@ -68,9 +69,11 @@ class Towers(nn.Module):
     ):
         super().__init__()
         self.shape, self.shared_noise, self.n_each = tuple(shape), shared_noise, [g*n_latent for g in greens]
-        self.n_latent_r, self.n_latent_s = red*n_latent, max(self.n_each, default=0) if shared_noise else sum(self.n_each)
+        self.n_latent_r = red*n_latent
+        self.n_latent_s = max(self.n_each, default=0) if shared_noise else sum(self.n_each)
         self.red = Tower(shape, self.n_latent_r, red, red*n_filters)
-        self.greens = nn.ModuleList(Tower(shape, self.n_latent_r + n, g, g*n_filters, red*n_filters) for n, g in zip(self.n_each, greens))
+        each = [Tower(shape, self.n_latent_r + n, g, g*n_filters, red*n_filters) for n, g in zip(self.n_each, greens)]
+        self.greens = nn.ModuleList(each)
 
     def split(self,
         z_s: Tensor,  # (n, n_latent_s)
@@ -83,7 +86,8 @@ class Towers(nn.Module):
         z_s: Tensor,  # (n, n_latent_s) green noise
     ) -> Tensor:  # (n, channels, *shape) in [0, 1], red first
         x_r, watched = self.red(z_r)
-        return torch.cat([x_r, *[tower(torch.cat([z_r, z], 1), watched)[0] for tower, z in zip(self.greens, self.split(z_s))]], 1)
+        noise = [torch.cat([z_r, z], 1) for z in self.split(z_s)]
+        return torch.cat([x_r, *[tower(z, watched)[0] for tower, z in zip(self.greens, noise)]], 1)
 
 # %% ../../nbs/60_synthesis.towers.ipynb #5c5afd66
 class Critic(nn.Module):
@@ -99,7 +103,9 @@ class Critic(nn.Module):
         self.shape, self.n_channels = levels[0], n_channels
         f = [n_channels, *[n_filters*2**k for k in range(len(levels) - 1)]]
         normed = [NORM[n_dims](o) if norm and k else nn.Identity() for k, o in enumerate(f[1:])]
-        self.convs = nn.Sequential(*[nn.Sequential(CONV[n_dims](i, o, 4, 2, 1, bias=False), m, nn.LeakyReLU(.2)) for i, o, m in zip(f, f[1:], normed)])
+        convs = [nn.Sequential(CONV[n_dims](i, o, 4, 2, 1, bias=False), m, nn.LeakyReLU(.2))
+                 for i, o, m in zip(f, f[1:], normed)]
+        self.convs = nn.Sequential(*convs)
         self.last = CONV[n_dims](f[-1], 1, levels[-1], bias=False)
         init_weights(self)
 
@@ -107,7 +113,8 @@ class Critic(nn.Module):
         x: Tensor,  # (n, c, *shape) in [-1, 1]
     ) -> Tensor:  # (n,)
         if x.shape[1:] != (self.n_channels, *self.shape):
-            raise BadInput(f"images of shape {tuple(x.shape[1:])} do not fit a critic of {(self.n_channels, *self.shape)}; prepare them to that shape")
+            raise BadInput(f"images of shape {tuple(x.shape[1:])} do not fit a critic of "
+                           f"{(self.n_channels, *self.shape)}; prepare them to that shape")
         return self.last(self.convs(x)).flatten()
 
 # %% ../../nbs/60_synthesis.towers.ipynb #4a1a541d

@@ -46,7 +46,9 @@ def settle(
     "Plain means, over many batches, of what the batch norms saw (Wu & Johnson 2021, section 3)"
     norms, device = [m for m in batch_norms(model.train()) if m.training], next(model.parameters()).device
     kept = [(m.momentum, m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone()) for m in norms]
-    for m in norms: m.reset_running_stats(); m.momentum = None
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None
     for batch in batches: (forward or type(model).__call__)(model, batch.to(device))
     for m, (momentum, mean, var, n) in zip(norms, kept):
         m.momentum = momentum
