@@ -44,7 +44,8 @@ def _record(name, row) -> Iterator[tuple]:  # a row of a table: its texts are pa
     texts = {k: v for k, v in row.items() if isinstance(v, str) and v}
     others = [v for k, v in texts.items() if k not in ("method", "label")]
     if others: texts.pop("label", None)
-    if others and slug(texts.get("method", "")) in (slug("_".join(others)), slug("_".join(others[-2:]))): del texts["method"]
+    told = {slug("_".join(others)), slug("_".join(others[-2:]))}  # what a method says in words stands beside it
+    if others and slug(texts.get("method", "")) in told: del texts["method"]
     words = [name, *texts.values()]
     rest = {k: v for k, v in row.items() if not isinstance(v, str)}
     if {*_ENDS} <= {*rest}: yield slug("_".join(words)), {k: rest[k] for k in _ENDS}
