@@ -57,7 +57,8 @@ def _still(c):  # (n, d) controls -> (d,) features that do not vary
 def _tell_still(still, x, where):
     if n := int(still.sum()):
         first = x.columns[still][0] if isinstance(x, pd.DataFrame) else np.flatnonzero(still)[0]
-        warnings.warn(f"{n} of {len(still)} features do not vary among {where} (the first: {first}) and are set to 0", stacklevel=3)
+        message = f"{n} of {len(still)} features do not vary among {where} (the first: {first}) and are set to 0"
+        warnings.warn(message, stacklevel=3)
 
 # %% ../../nbs/83_profiling.profiles.ipynb #94486720
 def scale_plates(
@@ -78,7 +79,8 @@ def scale_plates(
         raise BadInput(f"the table has no column '{by}' to scale by; it has {', '.join(table)}")
     if spread not in ("own", "pooled"): raise BadInput(f"a spread '{spread}' is not known; choose own or pooled")
     if not is_control.any():
-        raise BadInput(f"the compound '{control}' is missing in the table or has another name, so there is nothing to scale on")
+        raise BadInput(f"the compound '{control}' is missing in the table or has another name, "
+                       "so there is nothing to scale on")
     code, groups = pd.factorize(np.zeros(len(x)) if by is None else _names(table[by], len(x), f"values of '{by}'"))
     few = [g for k, g in enumerate(groups) if (is_control & (code == k)).sum() < 2]
     if few:
@@ -96,7 +98,7 @@ def scale_plates(
 def profiles(
     features,  # (n, d) array or DataFrame, a row a cell or a well
     table: pd.DataFrame,  # n rows in the same order, with the columns of `by`
-    by: Sequence[str] = ("compound", "concentration"),  # what makes a profile; add "moa" and "batch" to have them in the index
+    by: Sequence[str] = ("compound", "concentration"),  # what makes a profile; add "moa" and "batch" to keep them
     how: str = "mean",  # or "median"
 ) -> pd.DataFrame:  # a row a profile, indexed by `by`
     "Profiles of treatments from features of cells or wells (section 5)"
@@ -107,13 +109,15 @@ def profiles(
         raise BadInput(f"the table has no column '{missing[0]}'; it has {', '.join(table)}")
     if how not in ("mean", "median"): raise BadInput(f"profiles by '{how}' are not known; choose mean or median")
     if "plate" in table and "plate" not in by and not {"well", "cell_id"} & set(by):
-        plates = (table[table["compound"] != "DMSO"] if "compound" in table else table).groupby(by, dropna=False).plate.nunique()
+        treated = table[table["compound"] != "DMSO"] if "compound" in table else table
+        plates = treated.groupby(by, dropna=False).plate.nunique()
         if len(alone := plates[plates < 2]):
-            warnings.warn(f"{len(alone)} of {len(plates)} treatments stand on one plate only (the first: {alone.index[0]}); "
-                          ""
-                          "what the plate did cannot be told from what they did", stacklevel=2)
+            message = (f"{len(alone)} of {len(plates)} treatments stand on one plate only "
+                       f"(the first: {alone.index[0]}); what the plate did cannot be told from what they did")
+            warnings.warn(message, stacklevel=2)
     names = features.columns if isinstance(features, pd.DataFrame) else range(x.shape[1])
-    return pd.DataFrame(x, columns=names).groupby([table[c].to_numpy() for c in by], dropna=False).agg(how).rename_axis(by)
+    keys = [table[c].to_numpy() for c in by]
+    return pd.DataFrame(x, columns=names).groupby(keys, dropna=False).agg(how).rename_axis(by)
 
 # %% ../../nbs/83_profiling.profiles.ipynb #eba8893b
 def whiten(
@@ -184,7 +188,8 @@ def tvn(
     ridge: float = 1.,  # added to covariances before they are matched (Ando et al.: 1)
 ):  # (n, d) of the type of `features`
     "Typical variation normalisation: whiten on the controls, then align those of each batch (Ando et al. 2017)"
-    is_control, batches = _names(is_control, len(features), "marks of controls").astype(bool), _names(batches, len(features), "batches")
+    is_control = _names(is_control, len(features), "marks of controls").astype(bool)
+    batches = _names(batches, len(features), "batches")
     z = np.array(whiten(features, features[is_control], eps))
     eye = ridge*np.eye(z.shape[1])
     target = _power(np.cov(z[is_control], rowvar=False) + eye, .5)
@@ -192,7 +197,9 @@ def tvn(
         here = batches == b
         if (here & is_control).sum() < 2:
             raise BadInput(f"batch {b} has fewer than 2 control rows (DMSO) to be aligned by; leave it out or join it")
-        z[here] = (z[here] - z[here & is_control].mean(0)) @ _power(np.cov(z[here & is_control], rowvar=False) + eye, -.5) @ target
+        own = z[here & is_control]
+        inverse_root = _power(np.cov(own, rowvar=False) + eye, -.5)
+        z[here] = (z[here] - own.mean(0)) @ inverse_root @ target
     return pd.DataFrame(z, features.index).add_prefix("pc") if isinstance(features, pd.DataFrame) else z
 
 # %% ../../nbs/83_profiling.profiles.ipynb #2f3a0c67
@@ -203,13 +210,25 @@ def _named(profiles, compounds, moas):  # (n, d), (n,), (n,) as arrays that can 
                        "give one of each a treatment")
     compounds = _names(compounds, len(x), "compounds")
     if (lacking := pd.isna(moas)).any():
-        raise BadInput(f"{lacking.sum()} of {len(x)} treatments have no mechanism (the first: {compounds[lacking][0]}); "
-                       "name it or leave them out")
+        raise BadInput(f"{lacking.sum()} of {len(x)} treatments have no mechanism "
+                       f"(the first: {compounds[lacking][0]}); name it or leave them out")
     if n := (moas == "DMSO").sum():
         raise BadInput(f"{n} of {len(x)} rows are DMSO, which is no mechanism; leave the controls out")
     return x, compounds, moas
 
 # %% ../../nbs/83_profiling.profiles.ipynb #6553f165
+def _vote(
+    near,  # (n, k) rows of the neighbours, the nearest first
+    allowed,  # (n, n) True where the one may name the other
+    moas,  # (n,) mechanisms
+):  # (n,) mechanism with the most votes; "" where no neighbour is allowed
+    (code, names), rank = pd.factorize(moas), np.arange(near.shape[1])
+    weight = 1 - rank/(2*len(rank)**2)
+    votes, row = np.zeros((len(near), len(names))), np.arange(len(near))[:, None]
+    np.add.at(votes, (row, code[near]), np.take_along_axis(allowed, near, 1)*weight)
+    return np.where(allowed.any(1), names[votes.argmax(1)], "")
+
+# %% ../../nbs/83_profiling.profiles.ipynb #42c7efe6
 def predict_moa(
     profiles,  # (n, d) array or DataFrame, a row a treatment; no controls
     compounds,  # (n,) names
@@ -228,13 +247,11 @@ def predict_moa(
                        "give several")
     similar = np.where(allowed, x @ x.T, -np.inf)
     near = np.argsort(-similar, 1, kind="stable")[:, :k]
-    (code, names), rank = pd.factorize(moas), np.arange(near.shape[1])
-    votes = np.zeros((len(x), len(names)))
-    np.add.at(votes, (np.arange(len(x))[:, None], code[near]), np.take_along_axis(allowed, near, 1)*(1 - rank/(2*len(rank)**2)))
-    predicted = np.where(allowed.any(1), names[votes.argmax(1)], "")
+    predicted = _vote(near, allowed, moas)
     scored = (allowed & (moas[:, None] == moas)).any(1) | (batches is None)
-    out = dict(compound=compounds, moa=moas, predicted=predicted, neighbour=near[:, 0], similarity=similar.max(1), scored=scored)
-    return pd.DataFrame(out | {"right": scored & (predicted == moas)}, profiles.index if isinstance(profiles, pd.DataFrame) else None)
+    out = dict(compound=compounds, moa=moas, predicted=predicted, neighbour=near[:, 0])
+    out |= dict(similarity=similar.max(1), scored=scored, right=scored & (predicted == moas))
+    return pd.DataFrame(out, profiles.index if isinstance(profiles, pd.DataFrame) else None)
 
 # %% ../../nbs/83_profiling.profiles.ipynb #38976655
 def _ratio(sums: np.ndarray) -> float:  # (n, 2): right and in all, a row a compound
@@ -286,8 +303,11 @@ def write_profiles(
     if len(features) != len(table):
         raise BadInput(f"{len(features)} rows of features and {len(table)} of the table; give both in the same order")
     known = ("Cells_", "Cytoplasm_", "Nuclei_", "Image_")
-    said = table.reset_index(drop=True).rename(columns=lambda c: "Metadata_" + {"plate": "Plate", "well": "Well"}.get(c, c))
-    both = pd.concat([said, features.reset_index(drop=True).rename(columns=lambda c: c if str(c).startswith(known) else f"{prefix}{c}")], axis=1)
+    about = {c: "Metadata_" + {"plate": "Plate", "well": "Well"}.get(c, c) for c in table}
+    measured = {c: c if str(c).startswith(known) else f"{prefix}{c}" for c in features}
+    left = table.reset_index(drop=True).rename(columns=about)
+    right = features.reset_index(drop=True).rename(columns=measured)
+    both = pd.concat([left, right], axis=1)
     with whole(path) as part:
         if str(path).endswith(".parquet"): both.to_parquet(part)
         else: both.to_csv(part, index=False, compression="gzip" if str(path).endswith(".gz") else None)
@@ -309,10 +329,16 @@ def _open_table(path):  # -> DataFrame with rows; numbers as numbers
         wrong = there & number.isna()
         if not wrong.any(): both[c] = number.astype(float)
         elif wrong.sum() < (there.sum() if str(c).startswith(("Cells_", "Cytoplasm_", "Nuclei_")) else .5*there.sum()):
-            raise BadInput(f"{path}: feature {c} holds text in {wrong.sum()} of {len(both)} rows, the first '{both[c][wrong].iloc[0]}'; "
-                           ""
-                           "mend them or leave the feature out")
+            first = both[c][wrong].iloc[0]
+            raise BadInput(f"{path}: feature {c} holds text in {wrong.sum()} of {len(both)} rows, "
+                           f"the first '{first}'; mend them or leave the feature out")
     return both
+
+def _tell_numbering(both, counts, path):  # counts: (columns,) True where a column only numbers rows
+    if counts.any():
+        numbering = ", ".join(both.columns[counts])
+        message = f"{path}: columns that only number images, objects or rows are no features ({numbering})"
+        warnings.warn(message, stacklevel=3)
 
 # %% ../../nbs/83_profiling.profiles.ipynb #3b1db3e4
 def read_profiles(
@@ -327,8 +353,7 @@ def read_profiles(
         raise BadInput(f"{path}: no column begins with Metadata_ or Image_Metadata_ (first: {both.columns[0]}); "
                        "name so what a row is")
     counts = both.columns.astype(str).str.contains(_NUMBERING) & ~said
-    if counts.any():
-        warnings.warn(f"{path}: columns that only number images, objects or rows are no features ({', '.join(both.columns[counts])})", stacklevel=2)
+    _tell_numbering(both, counts, path)
     number = np.array([pd.api.types.is_numeric_dtype(t) for t in both.dtypes]) & ~counts
     short = {c: c.partition("Metadata_")[2].lower() if "Metadata_" in c else c for c in both.columns[said | ~number]}
     given = {str(k).rpartition("Metadata_")[2].lower(): v for k, v in (names or {}).items()}
