@@ -34,7 +34,9 @@ def _images(
 ) -> Tensor:  # uint8, or floating
     "Images of a comparison, refused in one sentence where they cannot be compared"
     x = torch.as_tensor(x if isinstance(x, (Tensor, np.ndarray)) else np.asarray(x))
-    if x.ndim not in (4, 5): raise BadInput(f"{what}: {tuple(x.shape)} is not (n, c, Y, X) or (n, c, Z, Y, X); give images with their channels")
+    if x.ndim not in (4, 5):
+        raise BadInput(f"{what}: {tuple(x.shape)} is not (n, c, Y, X) or (n, c, Z, Y, X); "
+                       "give images with their channels")
     if len(x) < 4: raise BadInput(f"{what}: {len(x)} images cannot be split in halves; give at least 4, better 100")
     if x.dtype != torch.uint8 and not (x.is_floating_point() and 0 <= x.min() and x.max() <= 1):  # NaN is neither
         raise BadInput(f"{what}: {x.dtype} from {x.min():.3g} to {x.max():.3g}; give uint8, or finite floats in [0, 1]")
@@ -48,10 +50,15 @@ def check_pair(
 ) -> tuple[Tensor, Tensor]:  # both as tensors
     "Two sets that can be compared: of one shape, and no channel constant in all real images"
     real, fake = _images(real, f"{name}, real"), _images(fake, f"{name}, fake")
-    if real.shape[1:] != fake.shape[1:]: raise BadInput(f"{name}: images of {tuple(real.shape[1:])} against {tuple(fake.shape[1:])}; bring both to one shape and the same channels")
+    if real.shape[1:] != fake.shape[1:]:
+        raise BadInput(f"{name}: images of {tuple(real.shape[1:])} against {tuple(fake.shape[1:])}; "
+                       "bring both to one shape and the same channels")
     by_channel = real.transpose(0, 1).flatten(1)
     flat = (by_channel.amin(1) == by_channel.amax(1)).nonzero().flatten().tolist()
-    if flat: raise BadInput(f"{name}: channel {flat[0]} is {by_channel[flat[0], 0]:g} in every pixel of every real image; leave the channel out or look at how it was made")
+    if flat:
+        value = by_channel[flat[0], 0]
+        raise BadInput(f"{name}: channel {flat[0]} is {value:g} in every pixel of every real image; "
+                       "leave the channel out or look at how it was made")
     return real, fake
 
 # %% ../../nbs/66_evaluation.c2st.ipynb #459db6b8
@@ -64,13 +71,16 @@ class Splits:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        self.rngs, self.flip, self.device, self.dtype = [np.random.default_rng(s) for s in splits], flip, device, dtype
+        self.rngs = [np.random.default_rng(s) for s in splits]
+        self.flip, self.device, self.dtype = flip, device, dtype
         sets = {id(x): x for pair in pairs for x in pair}
         byte = all(x.dtype == torch.uint8 for x in sets.values())
         first = dict(zip(sets, np.cumsum([0, *map(len, sets.values())])))
-        self.images = torch.cat([x if byte else x.to(dtype)/(255 if x.dtype == torch.uint8 else 1) for x in sets.values()]).to(device)
+        def kept(x): return x if byte else x.to(dtype)/(255 if x.dtype == torch.uint8 else 1)
+        self.images = torch.cat([kept(x) for x in sets.values()]).to(device)
         orders = [[first[id(x)] + rng.permutation(len(x)) for x in pair] for rng, pair in zip(self.rngs, pairs)]
-        self.train, self.held = [[o[:len(o)//2] for o in two] for two in orders], [[o[len(o)//2:] for o in two] for two in orders]
+        self.train = [[o[:len(o)//2] for o in two] for two in orders]
+        self.held = [[o[len(o)//2:] for o in two] for two in orders]
 
     def look(self,
         at: np.ndarray,  # (k, b) which images
@@ -80,7 +90,8 @@ class Splits:
         x = self.images[torch.as_tensor(at, device=self.device)].to(self.dtype)
         x = 2*(x/255 if self.images.dtype == torch.uint8 else x) - 1
         for axis, m in zip((-2, -1), mirrors if self.flip else ()):
-            x = torch.where(torch.as_tensor(m < .5, device=self.device).view(*m.shape, *[1]*(x.ndim - 2)), x.flip(axis), x)
+            mirrored = torch.as_tensor(m < .5, device=self.device).view(*m.shape, *[1]*(x.ndim - 2))
+            x = torch.where(mirrored, x.flip(axis), x)
         return x
 
     def batch(self,
@@ -88,8 +99,11 @@ class Splits:
     ) -> tuple[Tensor, Tensor, Tensor]:  # real and fake (k, n, c, *s), eps (k, n)
         "One batch for each critic, drawn with replacement from its training half"
         u = np.stack([rng.random((7, n)) for rng in self.rngs], 1)  # (7, k, n)
-        real, fake = (np.stack([half[side][(v*len(half[side])).astype(int)] for half, v in zip(self.train, u[side])]) for side in (0, 1))
-        return self.look(real, u[3:5]), self.look(fake, u[5:7]), torch.as_tensor(u[2], dtype=self.dtype, device=self.device)
+        def drawn(side):
+            halves = [half[side] for half in self.train]
+            return np.stack([half[(v*len(half)).astype(int)] for half, v in zip(halves, u[side])])
+        real, fake = self.look(drawn(0), u[3:5]), self.look(drawn(1), u[5:7])
+        return real, fake, torch.as_tensor(u[2], dtype=self.dtype, device=self.device)
 
 # %% ../../nbs/66_evaluation.c2st.ipynb #4feea5e7
 def _fresh(splits, n_filters):  # an architecture, (k, ...) weights, each critic's from its own generator
@@ -98,8 +112,10 @@ def _fresh(splits, n_filters):  # an architecture, (k, ...) weights, each critic
     with torch.random.fork_rng(devices=[]):
         for rng in splits.rngs:
             torch.manual_seed(int(rng.integers(2**63)))
-            critics.append(Critic(shape, c, n_filters).to(splits.device, splits.dtype))
-            for conv in [*[block[0] for block in critics[-1].convs[1:]], critics[-1].last]: conv.weight.data *= (64/n_filters)**.5
+            critic = Critic(shape, c, n_filters).to(splits.device, splits.dtype)
+            hidden = [block[0] for block in critic.convs[1:]]
+            for conv in [*hidden, critic.last]: conv.weight.data *= (64/n_filters)**.5
+            critics.append(critic)
     return critics[0], {name: w.detach() for name, w in stack_module_state(critics)[0].items()}
 
 def _judge(critic, weights, x):  # (k, b, c, *s) in [-1, 1], each critic's own images -> (k, b)
@@ -108,7 +124,9 @@ def _judge(critic, weights, x):  # (k, b, c, *s) in [-1, 1], each critic's own i
 
 def _stop_failed(failed, names):  # failed (k,): the step at which a critic spoke no number, -1 for a sound one
     for name, step in zip(names, failed.tolist()):
-        if step >= 0: raise BadInput(f"{name}: the critic's score is not a finite number at step {step}; lower its learning rate")
+        if step >= 0:
+            raise BadInput(f"{name}: the critic's score is not a finite number at step {step}; "
+                           "lower its learning rate")
 
 # %% ../../nbs/66_evaluation.c2st.ipynb #9f95f006
 def train_critics(
@@ -162,7 +180,8 @@ def score_critic(
     return dict(score=score, score_penalised=score - lam*penalty, n=n)
 
 # %% ../../nbs/66_evaluation.c2st.ipynb #395ad684
-STACKED = 2**19  # images x pixels x filters of a step up to which a CPU is faster with many critics at once (bench/c2st.py)
+# images x pixels x filters of a step up to which a CPU is faster with many critics at once (bench/c2st.py)
+STACKED = 2**19
 
 def at_once(
     device: torch.device,
@@ -179,7 +198,8 @@ def _one_go(some, tensors, seed, flip, device, dtype, how):  # rows of the table
     splits = Splits([tensors[name] for name, _ in some], [(seed, split) for _, split in some], flip, device, dtype)
     critics = train_critics(splits, [f"{name}, split {split}" for name, split in some], **how)
     scored = {k: how[k] for k in ("objective", "batch_size", "lam")}
-    return [dict(name=name, split=split, **score_critic(*critics, splits, k, **scored)) for k, (name, split) in enumerate(some)]
+    return [dict(name=name, split=split, **score_critic(*critics, splits, k, **scored))
+            for k, (name, split) in enumerate(some)]
 
 # %% ../../nbs/66_evaluation.c2st.ipynb #b0d36b7d
 def c2st_many(
@@ -191,25 +211,31 @@ def c2st_many(
     batch_size: int = 64,  # images a side and step (the paper: 64)
     seed: int = 0,
     flip: bool = False,  # mirror at random in training and scoring (the original code: True)
-    batched: bool | int | None = None,  # critics trained at once; True: all; False: one by one; None: what is faster, as `at_once` says
+    batched: bool | int | None = None,  # critics at once; True: all; False: one by one; None: as `at_once` says
     lr: float = 0.,  # learning rate; 0: the objective's own (wgan-gp: 1e-4)
     lam: float = 10.,  # weight of the gradient penalty (the paper: 10)
     device: str | torch.device | None = None,  # None: a GPU if there is one
     dtype: torch.dtype = torch.float32,
-) -> pd.DataFrame:  # a row a comparison and split: name, split, score, score_penalised, n held-out images of the smaller side
+) -> pd.DataFrame:  # a row a comparison and split: name, split, score, score_penalised, n (held out, smaller side)
     """The neural two-sample test of several comparisons (section 5.1, Tables 1 and 2)
 
-    Scores are in the critic's own units (gan: nats): 0 is the same, larger is further apart, an unlucky split may be negative.
-    Batches are drawn with replacement, so that a half may be smaller than a batch.
-    `BadInput`: images that cannot be compared, a count below 1, an unknown objective, a critic whose score is not finite.
+    Scores are in the critic's own units (gan: nats): 0 is the same, larger is further apart,
+    an unlucky split may be negative. Batches are drawn with replacement, so that a half may be smaller than a batch.
+    `BadInput`: images that cannot be compared, a count below 1, an unknown objective,
+    a critic whose score is not finite.
     """
-    if objective not in OBJECTIVES: raise BadInput(f"unknown objective '{objective}'; choose from {', '.join(OBJECTIVES)}")
+    if objective not in OBJECTIVES:
+        raise BadInput(f"unknown objective '{objective}'; choose from {', '.join(OBJECTIVES)}")
     for what, n in dict(n_splits=n_splits, n_steps=n_steps, n_filters=n_filters, batch_size=batch_size).items():
         if n < 1: raise BadInput(f"{what} is {n}; give a whole number of at least 1")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    jobs, tensors, rows = [(name, split) for name in pairs for split in range(n_splits)], {name: check_pair(name, *pair) for name, pair in pairs.items()}, []
-    if batched is None: batched = at_once(device, {real.shape[2:] for real, _ in tensors.values()}, batch_size, n_filters)
-    k, how = len(jobs) if batched is True else max(1, int(batched)), dict(objective=objective, n_steps=n_steps, n_filters=n_filters, batch_size=batch_size, lr=lr, lam=lam)
+    jobs = [(name, split) for name in pairs for split in range(n_splits)]
+    tensors = {name: check_pair(name, *pair) for name, pair in pairs.items()}
+    shapes = {real.shape[2:] for real, _ in tensors.values()}
+    if batched is None: batched = at_once(device, shapes, batch_size, n_filters)
+    k = len(jobs) if batched is True else max(1, int(batched))
+    how = dict(objective=objective, n_steps=n_steps, n_filters=n_filters, batch_size=batch_size, lr=lr, lam=lam)
+    rows = []
     while some := jobs[:k]:
         try: rows += _one_go(some, tensors, seed, flip, device, dtype, how)
         except torch.OutOfMemoryError:  # of a GPU
@@ -227,6 +253,7 @@ def c2st(
 ) -> pd.DataFrame:  # a row a split: split, score, score_penalised, n
     """The neural two-sample test of two sets of images (section 5.1)
 
-    Units, sign, batches and errors as of `c2st_many`: in the critic's units (gan: nats), 0 is the same, larger is further apart, it may be negative.
+    Units, sign, batches and errors as of `c2st_many`: in the critic's units (gan: nats), 0 is the same,
+    larger is further apart, it may be negative.
     """
     return c2st_many({"real against fake": (real, fake)}, objective, **kwargs).drop(columns="name")

@@ -51,7 +51,9 @@ def straighten(
 ) -> np.ndarray:  # (n, c, H, W) float32 in [0, 1]
     "Cells centred, with their long axis along X, by the second moments of the cell in the red channel"
     x = np.asarray(images)
-    if x.ndim != 4: raise BadInput(f"images of shape {x.shape} are not (n, c, H, W); the cell cycle is read from two-dimensional cells, red first")
+    if x.ndim != 4:
+        raise BadInput(f"images of shape {x.shape} are not (n, c, H, W); "
+                       "the cell cycle is read from two-dimensional cells, red first")
     x = (x/np.float32(255 if x.dtype == np.uint8 else 1)).astype(np.float32)
     (h, w), m = x.shape[2:], cell_mask(x[:, 0])
     y, area = np.indices((h, w)) - np.array([h - 1, w - 1]).reshape(2, 1, 1)/2, m.sum((1, 2))
@@ -97,10 +99,12 @@ def read_red(
     bar = (u < max(.18*r, 1))
     middle = np.maximum((q*bar).max(1) - level[:, 0], 0)
     column = (red*bar[:, None]).sum(2)/bar.sum(1, keepdims=True)  # along the septum
-    centre, edge = column[:, y - near:y + near].mean(1), np.concatenate([column[:, y - r:y - r//2], column[:, y + r//2:y + r]], 1).max(1)
+    centre = column[:, y - near:y + near].mean(1)
+    edge = np.concatenate([column[:, y - r:y - r//2], column[:, y + r//2:y + r]], 1).max(1)
     level, ends = level[:, 0], np.maximum(end_l, end_r)
-    out = pd.DataFrame(dict(length_um=(right - left)*pixel_um, middle=(left + right)/2, septum=middle/(middle + ends + .1*level),
-                            closed=middle/level*centre/np.maximum(edge, 1e-6)))
+    septum, closed = middle/(middle + ends + .1*level), middle/level*centre/np.maximum(edge, 1e-6)
+    length_um = (right - left)*pixel_um
+    out = pd.DataFrame(dict(length_um=length_um, middle=(left + right)/2, septum=septum, closed=closed))
     out["order"] = np.where(out.septum < .5, out.length_um + .2*r*pixel_um*out.septum, 1e3*w*pixel_um + out.closed)
     return out
 
@@ -121,7 +125,8 @@ def anchors(
     n_near: int = 10,  # of so many noises nearest in phase to a target the one nearest to the noise before
 ) -> np.ndarray:  # (k,) rows of z
     "Noises to interpolate between: the cycle in steps as short as can be (section 5.3)"
-    if len(phase) < n_near: raise BadInput(f"{len(phase)} noises are too few to choose among {n_near} for each phase; draw more")
+    if len(phase) < n_near:
+        raise BadInput(f"{len(phase)} noises are too few to choose among {n_near} for each phase; draw more")
     rows = [int(np.argmin(np.abs(phase - targets[0])))]
     for t in targets[1:]:
         near = [i for i in np.argsort(np.abs(phase - t), kind="stable")[:n_near] if i not in rows]
@@ -151,7 +156,11 @@ def axial_profile(
 def positions(
     profile: np.ndarray,  # (..., bins)
 ) -> dict[str, np.ndarray]:  # (...) each: tips, middle, one_end
-    "Share of the light in the outer eighth at both ends, in the middle fifth, and how much more the brighter red's end has than the other"
+    """Where along the axis the light lies
+
+    Its share in the outer eighth at both ends, in the middle fifth,
+    and how much more the brighter red's end has than the other.
+    """
     s = np.linspace(-1, 1, 2*profile.shape[-1] + 1)[1::2]
     first, last, middle = (profile[..., i].sum(-1) for i in (s < -.75, s > .75, np.abs(s) < .2))
     return dict(tips=first + last, middle=middle, one_end=last - first)
@@ -182,12 +191,13 @@ def along_cycle(
     n = np.histogram(np.clip(phase, 0, 1), edges)[0]
     draws, _ = _curve(phase, value, edges, _resampled(len(value), n_boot, np.random.default_rng(seed)))
     low, high = np.where(n > 0, np.nanquantile(np.where(n > 0, draws, 0), (.025, .975), 0), np.nan)
-    return pd.DataFrame(dict(phase=(edges[1:] + edges[:-1])/2, mean=_curve(phase, value, edges)[0], low=low, high=high, n=n))
+    mean, _ = _curve(phase, value, edges)
+    return pd.DataFrame(dict(phase=(edges[1:] + edges[:-1])/2, mean=mean, low=low, high=high, n=n))
 
 # %% ../../nbs/64_synthesis.cycle.ipynb #c16a6411
 def curve_distance(
     true: tuple[np.ndarray, np.ndarray],  # phases (n,) and values (n,)
-    other: tuple[np.ndarray, np.ndarray] | None = None,  # of the other population; None: the mean of the true values at every age
+    other: tuple[np.ndarray, np.ndarray] | None = None,  # of others; None: the mean of the true values at every age
     n_bins: int = 10,
     n_boot: int = 500,
     seed: int = 0,

@@ -67,18 +67,22 @@ class Search:
 
 # %% ../../nbs/63_synthesis.reconstruct.ipynb #4983f30b
 def _again(at, rows, falls):  # try another step between the bounds of those rows
-    at.low[rows], at.high[rows] = torch.where(falls, at.t[rows], at.low[rows]), torch.where(falls, at.high[rows], at.t[rows])
-    at.t[rows] = torch.where(at.high[rows] < torch.inf, (at.low[rows] + at.high[rows])/2, 2*at.t[rows])
+    t, low, high = at.t[rows], at.low[rows], at.high[rows]
+    low, high = torch.where(falls, t, low), torch.where(falls, high, t)
+    at.low[rows], at.high[rows] = low, high
+    at.t[rows] = torch.where(high < torch.inf, (low + high)/2, 2*t)
 
 def _move(at, rows, z, f, g):  # those rows take the step, remember it and turn
     s, y = z - at.z[rows], g - at.g[rows]
     sy = (s*y).sum(1)
     use = sy > 1e-8*s.norm(dim=1)*y.norm(dim=1)
-    for old, new in ((at.s, s), (at.y, y), (at.rho, 1/sy)): old[rows[use]] = torch.cat([old[rows[use], 1:], new[use, None]], 1)
+    for old, new in ((at.s, s), (at.y, y), (at.rho, 1/sy)):
+        old[rows[use]] = torch.cat([old[rows[use], 1:], new[use, None]], 1)
     at.z[rows], at.f[rows], at.g[rows] = z, f, g
     p = direction(g, at.s[rows], at.y[rows], at.rho[rows])
     at.p[rows] = torch.where(((p*g).sum(1) < 0)[:, None], p, -g)
-    at.t[rows], at.low[rows], at.high[rows], at.tries[rows] = torch.where(at.rho[rows, -1] > 0, 1, 1/g.norm(dim=1)), 0., torch.inf, 0
+    first = torch.where(at.rho[rows, -1] > 0, 1, 1/g.norm(dim=1))
+    at.t[rows], at.low[rows], at.high[rows], at.tries[rows] = first, 0., torch.inf, 0
     at.steps[rows] += 1
 
 # %% ../../nbs/63_synthesis.reconstruct.ipynb #3a6d75dd
@@ -92,20 +96,31 @@ def lbfgs(
     max_tries: int = 20,  # or where so many steps in one direction were of no use
     batch_size: int = 256,  # rows evaluated at once; changes nothing but memory and speed
 ) -> Search:  # z, f, g and the numbers of steps and evaluations, a row a problem
-    "Minimise many independent losses at once (Nocedal & Wright 2006, algorithm 7.5; line search of Lewis & Overton 2013, algorithm 2.6)"
+    """Minimise many independent losses at once (Nocedal & Wright 2006, algorithm 7.5)
+
+    The line search is that of Lewis & Overton (2013, algorithm 2.6).
+    """
     live = torch.arange(len(z), device=z.device)
     at = Search(z.detach().clone(), *value_and_grad(loss, z, live, batch_size), history)
-    if not torch.isfinite(at.f).all(): raise BadInput(f"the loss of row {(~torch.isfinite(at.f)).nonzero()[0].item()} is not finite where its search begins; look at the images and at the network")
+    finite = torch.isfinite(at.f)
+    if not finite.all():
+        bad = (~finite).nonzero()[0].item()
+        raise BadInput(f"the loss of row {bad} is not finite where its search begins; "
+                       "look at the images and at the network")
     live = live[(at.g.abs().amax(1) > tol_grad) & (n_steps > 0)]
     while len(live):
-        z, f_old, p, slope = at.z[live] + at.t[live, None]*at.p[live], at.f[live], at.p[live], (at.g[live]*at.p[live]).sum(1)
+        f_old, p, t = at.f[live], at.p[live], at.t[live]
+        slope = (at.g[live]*p).sum(1)
+        z = at.z[live] + t[:, None]*p
         f, g = value_and_grad(loss, z, live, batch_size)
         for count in (at.tries, at.evaluations): count[live] += 1
-        last, falls = at.tries[live] == max_tries, f <= f_old + 1e-4*at.t[live]*slope  # not where f is NaN
+        last, falls = at.tries[live] == max_tries, f <= f_old + 1e-4*t*slope  # not where f is NaN
         done = falls & (((g*p).sum(1) >= .9*slope) | last)
         _again(at, live[~done], falls[~done])
         _move(at, live[done], z[done], f[done], g[done])
-        live = live[~torch.where(done, (f_old - f <= tol*f_old.abs()) | (g.abs().amax(1) <= tol_grad) | (at.steps[live] >= n_steps), last)]
+        flat = (f_old - f <= tol*f_old.abs()) | (g.abs().amax(1) <= tol_grad)
+        ends = torch.where(done, flat | (at.steps[live] >= n_steps), last)
+        live = live[~ends]
     return at
 
 # %% ../../nbs/63_synthesis.reconstruct.ipynb #91ecedaa
@@ -135,17 +150,23 @@ def frozen(
 def _targets(gen, images, separable, at):  # (n, c, *s) float in [0, 1] that gen could draw
     x = torch.as_tensor(images if isinstance(images, Tensor) else np.asarray(images))
     if not len(x): raise BadInput("there is no image to reconstruct: the list is empty; give some of the test set")
-    with torch.no_grad(): shape = tuple(gen(*(torch.zeros(1, d, device=at) for d in (gen.n_latent_r, gen.n_latent_s))).shape[1:])
-    if x.shape[1:] != shape: raise BadInput(f"images of shape {tuple(x.shape[1:])} do not fit a generator of {shape} (channels, then sides); prepare them to that shape")
-    if separable and not (gen.n_latent_s and shape[0] > 1): raise BadInput("this generator has no green noise of its own, so red cannot be reconstructed first; leave separable out")
+    no_noise = [torch.zeros(1, d, device=at) for d in (gen.n_latent_r, gen.n_latent_s)]
+    with torch.no_grad(): shape = tuple(gen(*no_noise).shape[1:])
+    if x.shape[1:] != shape:
+        raise BadInput(f"images of shape {tuple(x.shape[1:])} do not fit a generator of {shape} "
+                       "(channels, then sides); prepare them to that shape")
+    if separable and not (gen.n_latent_s and shape[0] > 1):
+        raise BadInput("this generator has no green noise of its own, so red cannot be reconstructed first; "
+                       "leave separable out")
     x = x.to(at).float()/(255 if x.dtype == torch.uint8 else 1)
     if not (torch.isfinite(x).all() and 0 <= x.min() and x.max() <= 1):  # NaN first
         bad = int((~((x >= 0) & (x <= 1))).flatten(1).any(1).nonzero()[0])
-        raise BadInput(f"image {bad} of {len(x)} holds values that are not in [0, 1]; give uint8, or finite floats in [0, 1]")
+        raise BadInput(f"image {bad} of {len(x)} holds values that are not in [0, 1]; "
+                       "give uint8, or finite floats in [0, 1]")
     return x
 
 # %% ../../nbs/63_synthesis.reconstruct.ipynb #39986279
-def _search(gen, x, noise, restarts, separable, **kwargs):  # the noise that was found, its mean squared error, and the searches
+def _search(gen, x, noise, restarts, separable, **kwargs):  # the noise found, its mean squared error, the searches
     d, own = gen.n_latent_r, torch.arange(len(noise), device=x.device)//restarts
     mse = lambda z_r, z_s, rows, channels: (gen(z_r, z_s) - x[own[rows]])[:, channels].square().flatten(1).mean(1)
     if not separable:
@@ -165,9 +186,11 @@ def reconstruct(
     seed: int = 0,  # of the starts
     batch_size: int = 256,  # images at once; changes nothing but memory and speed
     **kwargs,  # of `lbfgs`: history, tol, ...
-) -> dict[str, np.ndarray]:  # error, error_red, error_green (RMSE on [0, 1]), nll (nats), steps and evaluations of all restarts, (n,) each; z_r, z_s (n, d); image (n, c, *shape)
+) -> dict[str, np.ndarray]:  # what was found for each image, as named below
     """The nearest image that the generator can draw to each image, and its noise (section 5.2, Table 3)
 
+    error, error_red, error_green (RMSE on [0, 1]), nll (nats), steps and evaluations of all restarts are (n,) each;
+    z_r and z_s are (n, d), and image is (n, c, *shape).
     `BadInput` if there is no image, images are of another shape or not in [0, 1], `restarts` < 1, a loss is not finite,
     or `separable` is asked of a generator without green noise or without a green channel.
     """
@@ -175,12 +198,15 @@ def reconstruct(
     with frozen(gen) as at:
         x, d = _targets(gen, images, separable, at), gen.n_latent_r
         noise = np.random.default_rng(seed).standard_normal((len(x)*restarts, d + gen.n_latent_s), np.float32)
-        z, f, runs = _search(gen, x, torch.as_tensor(noise, device=at), restarts, separable, n_steps=n_steps, batch_size=batch_size, **kwargs)
+        z, f, runs = _search(gen, x, torch.as_tensor(noise, device=at), restarts, separable,
+                             n_steps=n_steps, batch_size=batch_size, **kwargs)
         z = z[f.view(-1, restarts).argmin(1) + restarts*torch.arange(len(x), device=at)]
         with torch.no_grad(): image = torch.cat([gen(part[:, :d], part[:, d:]) for part in z.split(batch_size)])
         off, z, image = (image - x).square().flatten(2).mean(2).cpu().numpy(), z.cpu().numpy(), image.cpu().numpy()
-    effort = {k: sum(getattr(r, k) for r in runs).view(-1, restarts).sum(1).cpu().numpy() for k in ("steps", "evaluations")}
-    return dict(error=off.mean(1)**.5, error_red=off[:, 0]**.5, error_green=off[:, 1:].mean(1)**.5, nll=noise_nll(z), **effort, z_r=z[:, :d], z_s=z[:, d:], image=image)
+    def spent(counts): return sum(counts).view(-1, restarts).sum(1).cpu().numpy()
+    effort = dict(steps=spent(r.steps for r in runs), evaluations=spent(r.evaluations for r in runs))
+    errors = dict(error=off.mean(1)**.5, error_red=off[:, 0]**.5, error_green=off[:, 1:].mean(1)**.5)
+    return dict(**errors, nll=noise_nll(z), **effort, z_r=z[:, :d], z_s=z[:, d:], image=image)
 
 # %% ../../nbs/63_synthesis.reconstruct.ipynb #de2a6c3a
 def nearest(
@@ -188,12 +214,18 @@ def nearest(
     among: np.ndarray,  # (m, c, *shape), usually the training images
     batch_size: int = 2000,  # of `among` in memory as floats
 ) -> tuple[np.ndarray, np.ndarray]:  # (n,) which of them, and its RMSE on [0, 1]
-    "The nearest image in L2 over all channels, by exact search; `BadInput` if a side is empty or shapes differ (section 5.2, the first row of Table 3)"
+    """The nearest image in L2 over all channels, by exact search (section 5.2, the first row of Table 3)
+
+    `BadInput` if a side is empty or shapes differ.
+    """
     flat = lambda x: np.asarray(x).reshape(len(x), -1).astype(np.float32)/np.float32(255 if x.dtype == np.uint8 else 1)
     images, n = np.asarray(images), len(among)
     if not (len(images) and n) or images.shape[1:] != among.shape[1:]:
-        raise BadInput(f"nearest neighbours of {images.shape} among {among.shape}: give at least one image on each side, all of one shape")
-    found = [pairwise_distances_argmin_min(flat(images), flat(among[at:at + batch_size])) for at in range(0, n, batch_size)]
+        raise BadInput(f"nearest neighbours of {images.shape} among {among.shape}: "
+                       "give at least one image on each side, all of one shape")
+    parts = (among[at:at + batch_size] for at in range(0, n, batch_size))
+    found = [pairwise_distances_argmin_min(flat(images), flat(part)) for part in parts]
     apart = np.stack([d for _, d in found])
     best = apart.argmin(0)
-    return np.stack([i for i, _ in found])[best, np.arange(len(images))] + best*batch_size, apart.min(0)/np.sqrt(images[0].size)
+    which = np.stack([i for i, _ in found])[best, np.arange(len(images))] + best*batch_size
+    return which, apart.min(0)/np.sqrt(images[0].size)
