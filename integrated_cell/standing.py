@@ -15,6 +15,7 @@ import pandas as pd
 
 from .claims import Estimate
 from .prose import ABSENT, fill, shown, slug
+from .results import BadInput
 
 # %% ../nbs/09_standing.ipynb #8851e32b
 def printed_numbers(
@@ -71,12 +72,25 @@ def badge(
     return f"{{bdg-{colour}}}`{plain}`"
 
 
-def _cell(text, rule, values) -> str:  # of a claim in a run: the word, and the numbers that it follows from
-    asked = re.findall(r"\{\{ (\w+)\?? \}\}", text)
-    if any(values.get(n) in (None, ...) for n in asked): return badge(ABSENT)
-    said = fill(text, values, "book/claims.csv")
+# %% ../nbs/09_standing.ipynb #b6b412e0
+def _asked(claim) -> tuple[set, set]:  # numbers that a claim needs; those with a question mark, which its chapter may lack
+    found = re.findall(r"\{\{ (\w+)(\??) \}\}", claim.found)
+    of_rule = {n for n in re.findall(r"[a-z]\w*", claim.rule) if n != "of"}
+    excused = {n for n, mark in found if mark}
+    return ({n for n, _ in found} | of_rule) - excused, excused
+
+
+def _cell(claim, values) -> str:  # of a claim in a run: the word, and the numbers that it follows from
+    needed, excused = _asked(claim)
+    ran = any(n.startswith(f"{claim.chapter}_") for n in values)
+    lost = sorted(n for n in needed if values.get(n, ...) is ...)
+    if ran and lost:
+        raise BadInput(f"book/claims.csv: '{claim.claim}' needs {lost[0]}, which the chapter {claim.chapter} did not write, "
+                       "or wrote twice; correct the name")
+    if any(values.get(n) in (None, ...) for n in needed | excused): return badge(ABSENT)
+    said = fill(claim.found, values, "book/claims.csv")
     said = re.sub(r" \[(\S+), (\S+)\]", "\u00a0[\\1,\u00a0\\2]", said)  # an interval stays on one line
-    return f"{badge(word(rule, values))} {said}" if rule else said
+    return f"{badge(word(claim.rule, values))} {said}" if claim.rule else said
 
 
 def standing(
@@ -89,7 +103,7 @@ def standing(
     rows = []
     for c in claims.fillna("").itertuples():
         claim = f"[{c.claim}]({link[c.chapter]})" if c.chapter in link else c.claim
-        rows.append([claim, say(c.printed), *(_cell(c.found, c.rule, r["values"]) for r in runs)])
+        rows.append([claim, say(c.printed), *(_cell(c, r["values"]) for r in runs)])
     return markdown_table(["claim", "the paper", *(r["title"] for r in runs)], rows)
 
 
