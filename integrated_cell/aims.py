@@ -110,7 +110,7 @@ def measured(
             found[aim.key] = float(column.iloc[-1]/column.iloc[0] if aim.take == "growth" else column.agg(aim.take))
     return found
 
-
+# %% ../nbs/06_aims.ipynb #f978cc0d
 def judged(
     aims: pd.DataFrame,  # of `read_aims`
     rows: pd.DataFrame,  # of `benchmarks`

@@ -148,6 +148,7 @@ def _channels(said):
         raise BadInput(f"--channels {said}: not understood; write membrane=0,dna=1, counted from 0")
     return named
 
+
 def _sizes(said):
     try: sizes = tuple(float(v) for v in said.split(",")) if said else None
     except ValueError as e:
@@ -156,38 +157,46 @@ def _sizes(said):
     if sizes and not all(v > 0 for v in sizes): raise BadInput(f"--voxel-um {said}: every size must be above 0")
     return sizes
 
+
 def _integrate(a):
     left_out = []
     written = integrate_images(a.model, a.images, a.out, _channels(a.channels), _sizes(a.voxel_um), left_out)
     for path in written: print(path)
     if left_out: raise BadInput("\n".join(left_out))
 
+
 def _fetch(a):
     from integrated_cell.data.manifest import fetch
     print(fetch(a.source, a.mirror))
+
 
 def _plates(a):
     from integrated_cell.data.plates import plate_cells
     plates = a.plates.split(",") if a.plates else None
     print(plate_cells(a.folder, a.out, a.size, plates, a.allow_missing, nucleus_px=a.nucleus_px, workers=a.workers))
 
+# %% ../nbs/95_app.ipynb #2220cb82
 def _chapter(a):
     from integrated_cell.results import process
     from integrated_cell.workflow import run_chapter
     out = run_chapter(a.name, a.config, pairs(a.p))
     if process()[0] == 0: print(out)
 
+
 def _again(a):
     from integrated_cell.workflow import again
     print(f"to be run again: {', '.join(again(a.name, a.config))}")
+
 
 def _book(a):
     from integrated_cell.book import run_book
     print(run_book(a.config))
 
+
 def _read(a):
     from integrated_cell.book import kept_book
     print(kept_book())
+
 
 def _publish(a):
     from integrated_cell.book import publish

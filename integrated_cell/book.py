@@ -86,7 +86,7 @@ def _subtitle(notebook) -> str:  # the line after the title
     first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]
     return next((line.strip("> \n") for line in "".join(first["source"]).splitlines() if line.startswith(">")), "")
 
-
+# %% ../nbs/94_book.ipynb #9462ef47
 def _library(notebooks) -> str:  # every module, and every name in the order of the alphabet
     rows, every = [], []
     for n in notebooks:
@@ -135,7 +135,7 @@ def _saved(table, runs) -> Path | None:  # the picture that the chapter integrat
     found = [] if folder is None else sorted(p for p in folder.iterdir() if p.suffix in (".png", ".webp"))
     return found[0] if found else None
 
-
+# %% ../nbs/94_book.ipynb #c5002a9b
 def _front(picture) -> str:  # the figure of the front page
     if picture is None: return ""
     said = "Each column is a held-out cell, each row a structure that the model draws into it; last, an observed one."
@@ -170,7 +170,7 @@ def _toc(root, table, runs) -> dict:
              "rerun": [{"file": f"{r['name']}/about"} for r in runs]}
     return toc(contents(table, runs), table, runs, below)
 
-
+# %% ../nbs/94_book.ipynb #546d94ff
 def _write(path, nb):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(nb), encoding="utf-8")
@@ -273,7 +273,7 @@ def publish(
     if (root/"README.md").exists(): _put_measured(root)
     return run["chapters"]
 
-
+# %% ../nbs/94_book.ipynb #69b62b5a
 def keep(
     folder: Path,  # of a chapter that ran to its end
     to: Path,  # a new folder

@@ -62,6 +62,7 @@ def plain(
 TRAINED = ("ahead of its trivial baseline", "**under-trained: behind its trivial baseline**",
            "**under-trained: not told apart from its trivial baseline**")  # of an interval above, below and across 0
 
+# %% ../nbs/92_chapter.ipynb #1e7616fe
 class Chapter:
     "A chapter at work: what came before it, its folder, its noise, its claims"
     def __init__(self,

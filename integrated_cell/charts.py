@@ -155,7 +155,7 @@ def _few_ticks(ax, values):  # of a logarithmic axis with few settings: those, a
     ax.set_xticks(values, [f"{v:.3g}" for v in values])
     ax.minorticks_off()
 
-
+# %% ../nbs/03_charts.ipynb #c21840c2
 @_unless_empty
 def along(
     t: pd.DataFrame,  # long: x, value and, for bands, low and high
@@ -300,7 +300,7 @@ SYMBOLS = {  # of the losses, as the papers write them
     "loss_enc_d_s": "$L_{EncD^s}$", "loss_dec_d_rs": "$L_{DecD^{r,s}}$", "validation": "validation"
 }
 
-
+# %% ../nbs/03_charts.ipynb #3b14dcd1
 def curves(
     history: pd.DataFrame,  # columns epoch and loss_*
     losses: Sequence[str] | None = None,  # columns to draw; None: all loss_*
@@ -369,7 +369,7 @@ def _points(ax, x, y, group, order):  # points coloured by group, groups without
                     ax=ax, s=14, alpha=.75, linewidth=0, palette=palette)
     if order: sns.move_legend(ax, "center left", bbox_to_anchor=(1, .5), title=None, fontsize=7, handletextpad=.1)
 
-
+# %% ../nbs/03_charts.ipynb #430dc975
 def latent(
     z: np.ndarray,  # (n, d) embeddings
     groups: Sequence | None = None,  # n names or class numbers that colour the points

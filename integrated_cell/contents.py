@@ -60,7 +60,7 @@ def about(
 def _single(v) -> bool:  # a number, a text or an estimate
     return {*v} == {"value", "low", "high"} if isinstance(v, Mapping) else v is not None and not isinstance(v, list)
 
-
+# %% ../nbs/91_contents.ipynb #4f178411
 _ABOUT = """# About the run `{name}`
 
 The file `config/{name}.yaml` says what differs from the notebooks' defaults:

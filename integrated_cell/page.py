@@ -96,7 +96,7 @@ def _cells(notebook) -> Iterator[dict]:  # those that ran; an error stops the bu
             raise BadInput(f"{notebook}: ends in an error; run the chapter again")
         yield c | {"source": "".join(c["source"])}
 
-
+# %% ../nbs/07_page.ipynb #6ea87e45
 def page(
     notebook: Path,  # executed
     fill: Callable[[str], str],  # puts numbers into Markdown
@@ -145,7 +145,7 @@ def target(
     "What other pages point to"
     return f"{of}.{re.sub('[A-Z]', lambda m: f'-{m[0].lower()}', name)}"
 
-
+# %% ../nbs/07_page.ipynb #e40436d0
 def _targets(code, own, of) -> list:  # what other pages can point to
     here = [n for n in own if re.search(rf"^(def|class) {n}\b", code, re.M)]
     targets = [f"({target(of, n)})=" for n in here]

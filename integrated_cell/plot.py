@@ -118,7 +118,7 @@ def _seen(x, axis, um, channels, how, outline, **look):  # one view of a cell (c
     if outline and (named := channels or _CHANNELS.get(len(x))): return outlined(flat, named, outline, **look)
     return overlay(flat, channels, **look)
 
-
+# %% ../nbs/02_plot.ipynb #505c7a1d
 def _panel(x, um, views, channels, how, gain, limits, outline=()):  # one cell as (H, W, 3), side views attached
     if x is None: return None
     x = np.asarray(x)
@@ -182,7 +182,7 @@ def _gains(names):  # dimmed references under a bright structure
     if len(names) == 2: return .6, .8
     return [1 if c == "structure" else .45 if "structure" in names else .6 for c in names]
 
-
+# %% ../nbs/02_plot.ipynb #a10699ea
 def show_cells(
     cells: Sequence,  # cells (c, *s) of one shape, row after row; None leaves a panel empty
     titles: Sequence[str] | None = None,  # one a cell, or one a column
@@ -246,7 +246,7 @@ def _add_bar(fig, um, left, low, **font):  # a scale bar in a plotly picture
     fig.add_annotation(text=f"{um:g} µm", x=left, y=low, xanchor="left", yanchor="bottom",
                        font=dict(color="white", **font), showarrow=False)
 
-
+# %% ../nbs/02_plot.ipynb #1e2afd31
 def slices(
     cells: np.ndarray | Sequence,  # one 3D cell (c, Z, Y, X), or several of one shape, side by side
     voxel_um: Sequence[float],  # (Z, Y, X) micrometres a voxel

@@ -15,7 +15,11 @@ from PIL import Image
 
 # %% ../nbs/08_shrink.ipynb #236c9151
 WIDTH = 900  # pixels; the book's column is narrower on every screen
+
+
 OFF = 6  # grey levels by which a palette may be wrong, root mean square over what is not white
+
+
 QUALITY = 80  # of WebP
 
 
@@ -40,7 +44,7 @@ def _palette(picture) -> Image.Image | None:  # as few colours as look the same;
         off = (np.asarray(few.convert("RGB"), int) - true)[drawn]
         if not drawn.any() or np.sqrt((off**2).mean()) < OFF: return few
 
-
+# %% ../nbs/08_shrink.ipynb #6681241f
 def shrink(
     image: bytes,  # a PNG or a WebP file
 ) -> tuple[str, bytes]:  # "png" or "webp", and the file; what was shrunk before stays as it is

@@ -92,7 +92,7 @@ def _cell(claim, values) -> str:  # of a claim in a run: the word, and the numbe
     said = re.sub(r" \[(\S+), (\S+)\]", "\u00a0[\\1,\u00a0\\2]", said)  # an interval stays on one line
     return f"{badge(word(claim.rule, values))} {said}" if claim.rule else said
 
-
+# %% ../nbs/09_standing.ipynb #cea62f68
 def standing(
     claims: pd.DataFrame,  # chapter, claim, printed, found, rule: rows of book/claims.csv
     runs: Sequence[Mapping],  # title, values (of `numbers`)

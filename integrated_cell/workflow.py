@@ -86,7 +86,7 @@ def _said(path):  # a run's file, or one sentence
         raise BadInput(f"{path}: no list 'chapters'; name the notebooks to run, in order")
     return said
 
-
+# %% ../nbs/93_workflow.ipynb #3275a297
 def read_config(
     path: str | Path,  # e.g. config/quick.yaml
 ) -> dict:  # name, path, root (of the project), chapters in order, table (what is said of each), all, blocks
@@ -107,7 +107,7 @@ def read_config(
     for c in chapters: parameters(config, c)
     return config | {"table": _of_run(config)}
 
-
+# %% ../nbs/93_workflow.ipynb #8dc0bd3a
 def _of_run(config):  # what the table says of each chapter, as far as it concerns this run
     table = chapter_table(config["root"])
     of = {c: table["chapters"].get(c, USUAL).copy() for c in config["chapters"]}
@@ -261,7 +261,7 @@ def run_chapter(
     (out/mark(values)).touch()
     return out
 
-
+# %% ../nbs/93_workflow.ipynb #9190d102
 def _fill(notebook, chapter, config):  # numbers of the chapter and of those before it
     before = _reached(chapter, {c: of["follows"] for c, of in config["table"].items()})
     known = chapter_table(config["root"])["chapters"]

@@ -264,7 +264,7 @@ def blurred(
     for x in out: x[1] = ndimage.gaussian_filter(x[1], sigma)
     return out
 
-
+# %% ../../nbs/43_evaluation.classify.ipynb #685fee95
 def answers(
     judge: nn.Module,  # in eval mode, on the CPU
     sets: Mapping[str, tuple[np.ndarray, np.ndarray]],  # name: images (n, 3, *s) from 0 to 255, true classes (n,)

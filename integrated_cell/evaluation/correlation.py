@@ -97,7 +97,7 @@ def _scaled(corr, mean, voxels):  # covariances below the diagonal to correlatio
     np.fill_diagonal(corr, 1)
     return corr
 
-
+# %% ../../nbs/40_evaluation.correlation.ipynb #62d37acf
 def streamed_correlation(
     images: np.ndarray | Tensor | Iterable,  # (n, *shape), a memory map or not; or a stream of batches (b, *shape)
     memory: int | None = None,  # bytes to work in, beside the result; None: 256 MiB, on a GPU half of what is free
@@ -162,7 +162,7 @@ def rank_agreement(
     rows = [from_draws(of[0], of[1:]) for of in rho.T]
     return pd.DataFrame(rows, columns=["value", "low", "high"]).assign(structure=[*names, "median of structures"])
 
-
+# %% ../../nbs/40_evaluation.correlation.ipynb #bac23bfb
 def rank_correlation(
     a: np.ndarray,  # (n,) one measure of each cell
     b: np.ndarray,  # (n,) another of the same cells

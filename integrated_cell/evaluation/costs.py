@@ -109,7 +109,7 @@ def _pass(net, given):  # operations of one pass
     with torch.no_grad(), FlopCounterMode(display=False) as counted: net(*given)
     return counted.get_total_flops()
 
-
+# %% ../../nbs/78_evaluation.costs.ipynb #e9da6274
 def operations(
     shape: Sequence[int],  # (Z, Y, X) or (Y, X) of a cell
     n_latent: int = 128,  # of z_r and of z_s
@@ -189,7 +189,7 @@ def spent(
             ("the store", nan, nan, n_cells*cell.stored/1e12)]
     return pd.DataFrame(rows, columns=["part", "GPU-hours", "core-hours", "TB"])
 
-
+# %% ../../nbs/78_evaluation.costs.ipynb #82c4d22d
 def bill(
     parts: pd.DataFrame,  # of `spent`
     prices: Sequence[float],  # US dollars of a GPU-hour, a core-hour, and a terabyte for the whole time

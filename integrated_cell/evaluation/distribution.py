@@ -104,7 +104,7 @@ def _structure_channels(s, rows, model, judge, batch_size, device, told):  # str
         told.append([t.cpu().numpy() for t in answers])
         yield x[:, 1]
 
-
+# %% ../../nbs/74_evaluation.distribution.ipynb #c6f3a399
 def look(
     s: ImageSet,
     model: torch.nn.Module,  # a Conditional, whose encoder answers as in the paper
@@ -179,7 +179,7 @@ def inception(
                              ceiling=inception_score(certain)))
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/74_evaluation.distribution.ipynb #fa8f6e29
 def inception_by_structure(
     seen: Mapping[tuple, Seen],
     classes: Sequence[str],
@@ -223,7 +223,7 @@ def _by_halves(distance, a, b, n_half, seed):  # Estimate of a distance of two s
     wide = 1.96*np.std([distance(a[i], b[j]) for i, j in halves])
     return Estimate(value, value - wide, value + wide)
 
-
+# %% ../../nbs/74_evaluation.distribution.ipynb #607866f1
 def fidelity(
     seen: Mapping[tuple, Seen],
     kinds: Sequence[str],  # which sets, of test cells

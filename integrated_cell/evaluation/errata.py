@@ -59,7 +59,7 @@ def _codes(z_r, z_r_hat, p, z_s, one):  # by name (z_r, y, z_s), each as the dec
 
 LIKE = {"Enc^r": "Enc^r", "Enc^{r,s}": "Enc^r", "z_s for z_r": "one-hot"}  # held against; the others: as trained
 
-
+# %% ../../nbs/76_evaluation.errata.ipynb #3d26c9b4
 @torch.no_grad()
 def misread_codes(
     model: torch.nn.Module,  # a Conditional in eval mode
@@ -90,7 +90,7 @@ def distinct(
     "How many of n draws with replacement are distinct, on average"
     return stored*(1 - (1 - 1/stored)**n)
 
-
+# %% ../../nbs/76_evaluation.errata.ipynb #b7a2cae1
 @torch.no_grad()
 def drawn_codes(
     model: torch.nn.Module,  # a Conditional in eval mode

@@ -38,7 +38,7 @@ def _hela(folder, cell_id):  # (3, Z, Y, X): membrane, structure, DNA
     originals = {p.name: p for p in folder.rglob(f"{cell_id}_ch?_t1.tif")}
     return hela_stack(*(tifffile.imread(originals[f"{cell_id}_ch{k}_t1.tif"]) for k in range(3)))[[0, 2, 1]]
 
-
+# %% ../../nbs/47_evaluation.framed.ipynb #f011307e
 def raw_stacks(
     cells,  # Cells
     chosen: list[int],  # rows
@@ -77,7 +77,7 @@ def framed(
     masks = dict(cell_mask=x[0] > 127, nucleus_mask=x[2] > 127, segmented=(0, 2)) if segmented else {}
     return prepare_cell(x, um, to_um, shape, **masks)
 
-
+# %% ../../nbs/47_evaluation.framed.ipynb #415a9a3d
 def left_over(
     after: np.ndarray,  # (3, *s) prepared
     um: np.ndarray,
@@ -90,7 +90,7 @@ def left_over(
     off = np.abs(centre - middle).max()
     return dict(angle_left_deg=float(angle), nucleus_off_voxels=float(off), elongation=float(spread[1]/spread[0]))
 
-
+# %% ../../nbs/47_evaluation.framed.ipynb #05b3e0bf
 def turned(
     x: np.ndarray,  # (3, *s) stack
     um: np.ndarray,

@@ -44,7 +44,7 @@ def centroids(
     x_s = (cells[i][1].ravel().astype(float) for i in rows)
     return np.stack([grid @ x/max(x.sum(), 1) for x in x_s])
 
-
+# %% ../../nbs/75_evaluation.framing.ipynb #530026be
 def trivial_features(
     cells: Cells,
     learn: np.ndarray,  # rows of training cells

@@ -223,7 +223,7 @@ class _View(widgets.VBox):  # an image, two buttons, how far it is
         try: self.jury.answer(self.now, button.description); self.show()
         except (BadInput, OSError) as e: self.said.value = f"Not kept: {e}"
 
-
+# %% ../../nbs/89_evaluation.jury.ipynb #33c50677
 def ask(
     jury: Jury,
     channels: tuple[str, ...] | None = None,  # names of the channels; None: by their number
@@ -297,7 +297,7 @@ def _says_real(net, images, rows):  # probability that each is real
     def real(x): return net(x).softmax(1)[:, 1]
     return in_batches(real, images, rows, 64).numpy()
 
-
+# %% ../../nbs/89_evaluation.jury.ipynb #90fa4e8c
 def silicon(
     real,  # (n, c, *s) uint8 or float in [0, 1]
     generated,  # (m, c, *s), best as many

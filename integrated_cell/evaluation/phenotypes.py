@@ -49,7 +49,7 @@ def by_halves(
     value, wide = distance(a, b), 1.96*np.std([distance(a[i], b[j]) for i, j in halves])
     return Estimate(value, value - wide, value + wide)
 
-
+# %% ../../nbs/48_evaluation.phenotypes.ipynb #55f1d167
 def nearness(
     features: Mapping[str, np.ndarray],  # of `seen`: "real" is what all others are held against
     k: int = 5,  # neighbours of precision, recall, density and coverage
@@ -90,7 +90,7 @@ def unit_of(
     of_pair = tested[tested.name.isin(pairs)].groupby("name").score.median()
     return max(float(of_pair.median()), 0.) if len(of_pair) else 0.
 
-
+# %% ../../nbs/48_evaluation.phenotypes.ipynb #6070543a
 def on_scale(
     tested: pd.DataFrame,  # of `c2st_many`: name, score, score_penalised
     unit: float,  # of `unit_of`; 0: the critic's own unit

@@ -24,6 +24,7 @@ from ..integration.integrate import decode
 # %% ../../nbs/77_evaluation.predictions.ipynb #8343241d
 MEAN, LIKELY, DIRECT = "{}, mean over z_s", "{}, most probable", "direct network"
 
+
 def predictions(
     tables: Mapping[str, pd.DataFrame],  # of `against_truth`, by prior
     yardsticks: pd.DataFrame,  # of chapter `calibration`: method and the numbers of `compare`
@@ -39,7 +40,7 @@ def predictions(
         found.append(t.assign(method=DIRECT, error=np.ravel(errors)))
     return pd.concat(found, ignore_index=True).drop(columns="error_most_probable", errors="ignore")
 
-
+# %% ../../nbs/77_evaluation.predictions.ipynb #ff09c544
 def compared(
     table: pd.DataFrame,  # of `predictions`
     value: str,  # column: error, two_sample, two_sample_coarse

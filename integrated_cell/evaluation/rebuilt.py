@@ -87,7 +87,7 @@ def rebuild(
         found += [measures(a, b, side).assign(method=m, **at) for m, (a, b) in judged.items()]
     return pd.concat(found).merge(cells.table.structure, left_on="cell", right_index=True).reset_index(drop=True)
 
-
+# %% ../../nbs/46_evaluation.rebuilt.ipynb #dcda1c17
 def class_means(
     cells,  # Cells
     rows: np.ndarray,  # training cells
@@ -127,7 +127,7 @@ def summary(
         rows.append(row)
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/46_evaluation.rebuilt.ipynb #90b928bd
 def lost(
     table: pd.DataFrame,  # of `rebuild`, one method, one channel
 ) -> pd.DataFrame:  # method (the structure), value, low, high

@@ -80,7 +80,7 @@ def simulated(
     "Is the cell before the camera known?"
     return ("stage" if len(cells.shape) == 3 else "phase") in cells.table
 
-
+# %% ../../nbs/72_evaluation.scale.ipynb #49bd16b9
 class Side:
     "Test and training cells of one family, for both judges"
     def __init__(self,
@@ -160,7 +160,7 @@ def _made(side, c, rows, gens, encoded, n_steps, restarts, seed):  # kind: image
         nll[f"{kind}, searched"] = best["nll"]
     return made, nll
 
-
+# %% ../../nbs/72_evaluation.scale.ipynb #66fae86c
 def rebuilt(
     side: Side,
     gens: Mapping[str, Mapping],  # kind: class: a generator

@@ -150,7 +150,7 @@ def mitotic_shifts(
     table = table.assign(q=stats.false_discovery_control(p), paper=table.structure.map(MITOTIC_SHIFTS))
     return table.sort_values("paper", ascending=False, kind="stable", ignore_index=True)[_SHIFT]
 
-
+# %% ../../nbs/44_evaluation.shifts.ipynb #9de8e387
 def shifts_of(
     v: Varied,
     n_boot: int = 2000,

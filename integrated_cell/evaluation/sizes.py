@@ -78,7 +78,7 @@ def _priors(model, cells, own, folder, batch_size, n_epochs, seed, device):  # t
              folder, lr=2e-3, seed=seed, anneal=.5, show=False, settings={"codes": float(z_s.double().sum())})
     return {"normal": Normal().eval(), "flow": flow}
 
-
+# %% ../../nbs/79_evaluation.sizes.ipynb #cad71752
 def at_size(
     own: np.ndarray,  # training cells of this size
     reference: Reference,  # phase 1, of all training cells
@@ -109,7 +109,7 @@ def _units(known, rows):  # of each number, one a cell and structure, in the ord
     known = known.set_index("row").loc[list(rows)]
     return {q: known[known.method == m][q].to_numpy(float) for q, (m, _) in _ACROSS.items()}
 
-
+# %% ../../nbs/79_evaluation.sizes.ipynb #f09ac81d
 def size_curves(
     done: Mapping[int, dict],  # of `at_size`, by size
     known: pd.DataFrame,  # baselines of chapter `calibration`: method, row, structure, error, two_sample

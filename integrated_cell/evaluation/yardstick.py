@@ -154,7 +154,7 @@ def power(
             rows.append((critic + tail, pair, *median_mad(t[value]), np.nan if pair == same else above))
     return pd.DataFrame(rows, columns=["critic", "pair", "median", "mad", "power"])
 
-
+# %% ../../nbs/73_evaluation.yardstick.ipynb #3599c2b1
 def known_pairs(
     scores: pd.DataFrame,  # of `real_against_real`
     said: Sequence[str],  # pairs "test|train" that a run asks for; none: chosen here
@@ -191,9 +191,11 @@ def slope_of_penalty(
 
 # %% ../../nbs/73_evaluation.yardstick.ipynb #f1949b73
 NATS = 2*np.log(2)
+
+
 _COLUMNS = ["model", "protein", "split", "score", "score_penalised"]
 
-
+# %% ../../nbs/73_evaluation.yardstick.ipynb #96abbf0f
 @dataclass
 class Yardstick:
     "The two-sample test as the chapter two_sample_real set it up, and the units that it measured"

@@ -124,6 +124,7 @@ def step(
                   loss_dec_d_rs=loss_dec_d_rs, loss_enc_s=loss_enc_s, loss_dec_rs=loss_dec_rs)
     return {n: v.detach() for n, v in losses.items()}
 
+# %% ../../nbs/51_integration.conditional.ipynb #6d3932f5
 step.shared = True  # draws by `share` and takes the losses' means by it: may be trained on several devices
 
 # %% ../../nbs/51_integration.conditional.ipynb #254ed251

@@ -20,11 +20,13 @@ from .prior import Flow, Normal
 # %% ../../nbs/53_integration.integrate.ipynb #e57c8af6
 STRUCTURE = 1  # channel of the tagged structure in a (membrane, structure, dna) cell
 
+
 def _drawn(dec, channel):  # the weights of a decoder that draws those channels alone: its last layer is cut to them
     last = f"convs.{len(dec.convs) - 1}"
     at = slice(channel, channel + 1) if isinstance(channel, int) else channel
     return {f"{last}.weight": dec.convs[-1].weight[:, at], f"{last}.bias": dec.convs[-1].bias[at]}
 
+# %% ../../nbs/53_integration.integrate.ipynb #29b5d969
 @torch.no_grad()
 def decode(
     model: Conditional,  # in eval mode
@@ -95,7 +97,7 @@ def same_stage(
         example.append(rng.choice(next(r for r in of_class if len(r))))
     return pick, np.array(example)
 
-
+# %% ../../nbs/53_integration.integrate.ipynb #af00ff6f
 def structure_rows(
     cells,  # Cells, or (n, 3, *s) uint8
     pick: np.ndarray,  # (n,) cells that all structures are drawn into

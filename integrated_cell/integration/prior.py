@@ -260,7 +260,7 @@ def densities(
     table = pd.concat(rows, ignore_index=True).dropna()
     return table[(table.code != "z_r") | (table.method_of != "linear Gaussian")]  # without context it is the Gaussian
 
-
+# %% ../../nbs/52_integration.prior.ipynb #bcacdda6
 def linear_mean(
     fitted: tuple[Tensor, Tensor, Tensor],  # z_r, z_s, y
     z_r: Tensor, y: Tensor,  # of other cells

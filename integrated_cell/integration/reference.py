@@ -90,4 +90,5 @@ def step(
     return {k: v.detach() for k, v in dict(loss_x_r=loss_x_r, loss_enc_d_r=loss_enc_d_r, loss_dec_d_r=loss_dec_d_r,
                                            loss_enc_r=loss_enc_r, loss_dec_r=loss_dec_r).items()}
 
+# %% ../../nbs/50_integration.reference.ipynb #2848a140
 step.shared = True  # draws by `share` and takes the losses' means by it: may be trained on several devices

@@ -49,7 +49,7 @@ def stage_judge(
     k = len(np.unique(stage))
     return LinearDiscriminantAnalysis(priors=np.full(k, 1/k), solver="eigen", shrinkage="auto").fit(z, stage)
 
-
+# %% ../../nbs/54_integration.walks.ipynb #e13d3dc2
 def landmarks(
     judge: LinearDiscriminantAnalysis,
     z: np.ndarray,  # (n, d) codes of test cells
@@ -102,7 +102,7 @@ def random_walks(
     of = [np.flatnonzero(stage == s) for s in np.unique(stage)]
     return np.array([[rng.choice(i) for i in of] for _ in range(n)]).reshape(n, len(of))
 
-
+# %% ../../nbs/54_integration.walks.ipynb #6ac1eee6
 def walked(
     judge: LinearDiscriminantAnalysis,
     z: np.ndarray,  # (n_walks, m, d) landmarks of each walk

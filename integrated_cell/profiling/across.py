@@ -53,6 +53,7 @@ def _agree(score, truth):  # AUC for yes and no, Spearman's correlation for a nu
     if truth.dtype == bool: return (r[truth].mean() - (truth.sum() + 1)/2)/(~truth).sum()
     return np.corrcoef(r, rankdata(truth))[0, 1] if np.ptp(r) else 0.
 
+
 def _drawn_anew(at, truth, groups, n_boot, rng):  # rows of a plate, groups drawn again for each truth apart
     strata = []
     for t in np.unique(truth[at]):
@@ -62,7 +63,7 @@ def _drawn_anew(at, truth, groups, n_boot, rng):  # rows of a plate, groups draw
         drawn = [s[i] for s in strata for i in rng.integers(len(s), size=len(s))]
         yield np.concatenate(drawn)
 
-
+# %% ../../nbs/86_profiling.across.ipynb #d652446d
 def plate_agreement(
     score: np.ndarray,  # (n,) of `held_out_scores`; NaN is left out
     truth: np.ndarray,  # (n,) bool or a number

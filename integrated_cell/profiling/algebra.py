@@ -89,7 +89,7 @@ def _redrawn(slope, n_boot, seed):  # (n, p) -> (n_boot, p) means of cells drawn
     rng = np.random.default_rng(seed)
     return np.stack([slope[rng.integers(len(slope), size=len(slope))].mean(0) for _ in range(n_boot)])
 
-
+# %% ../../nbs/84_profiling.algebra.ipynb #80681ca7
 def edit_effect(
     amounts: Sequence[float],  # (k,)
     measured: np.ndarray,  # (k, n, p) properties of n cells after each edit
@@ -126,7 +126,7 @@ def _two_cells(z, y, n, rng):  # the paper's edit: (p, n, d)
         steps.append((z[a] - z[b])/(y[a, k] - y[b, k])[:, None])
     return np.stack(steps)
 
-
+# %% ../../nbs/84_profiling.algebra.ipynb #8e6e351a
 def edit_model(
     z: np.ndarray,  # (n_fit + n_edit, d) noise: directions are found on the first, measured on the others
     read: Callable,  # noise -> (..., p) properties, e.g. of `read_drawn`
@@ -150,7 +150,7 @@ def edit_model(
     measured = {way: read(edit(z[n_fit:], s, amounts, way != "two cells"))/sd for way, s in steps.items()}
     return Edits(z[n_fit:], steps, measured)
 
-
+# %% ../../nbs/84_profiling.algebra.ipynb #ce6d5c07
 def effects(
     edits: Mapping[str, Edits],  # by model
     amounts: Sequence[float],
@@ -169,7 +169,7 @@ def effects(
     t["rises"] = t.moves & (t.least_step > 0)  # not only on the whole: at every step
     return t.assign(reached=t.moves & t.alone)
 
-
+# %% ../../nbs/84_profiling.algebra.ipynb #ef037222
 def responses(
     edits: Mapping[str, Edits],  # by model
     amounts: Sequence[float],
@@ -212,7 +212,7 @@ def nuclei_kept(
         rows += [(m, p, a, *share(has[j, i])) for j, p in enumerate(names) for i, a in enumerate(amounts)]
     return pd.DataFrame(rows, columns=["model", "property", "asked", "value", "low", "high"])
 
-
+# %% ../../nbs/84_profiling.algebra.ipynb #91361a86
 def edited_cells(
     edits: Mapping[str, Edits],
     models: Mapping,
@@ -227,7 +227,7 @@ def edited_cells(
         rows |= {f"{m}: {p}": sample(models[m], len(amounts), z=moved[k, :, 0]) for k, p in enumerate(names)}
     return rows
 
-
+# %% ../../nbs/84_profiling.algebra.ipynb #44b2ea93
 def with_masks(
     rows: Mapping[str, np.ndarray],  # of `edited_cells`
     pixel_um: float | None = None,
@@ -269,7 +269,7 @@ def _smooth(path):  # (steps, n, c, Y, X) uint8 -> (n,) by name
             "detour": change.sum(0)/np.maximum(apart, 1e-9), "contrast in the middle": middle/ends,
             "contrast of a cross-fade": faded/ends, "gain on a cross-fade": (middle - faded)/ends}
 
-
+# %% ../../nbs/84_profiling.algebra.ipynb #9e82454f
 def smoothness(
     paths: Mapping[str, np.ndarray],  # model: (steps, n, 3, Y, X) uint8
     n_boot: int = 1000,
@@ -425,7 +425,7 @@ def vectors_of(
     coded = {m: encode_cells if hasattr(net, "enc") else profile_cells for m, net in models.items()}
     return spaces | {m: coded[m](net, cells, rows) for m, net in models.items()}
 
-
+# %% ../../nbs/84_profiling.algebra.ipynb #f6ffb635
 def treatment_vectors(
     spaces: Mapping[str, np.ndarray],  # (n, d) of `vectors_of`
     table: pd.DataFrame,  # n rows
@@ -450,7 +450,11 @@ def _try(equation, *profiles):  # None: these treatments do not allow it
 
 # %% ../../nbs/84_profiling.algebra.ipynb #30988c1b
 EQUATION = ["space", "equation", "n", "value", "low", "high"]
+
+
 _DONORS = ("none", "same mechanism", "other mechanism", "mean of all others")
+
+
 _SUMS = ("no mechanism", "DMSO not moved", "DMSO moved")
 
 
@@ -472,7 +476,7 @@ def _mechanism_values(p):  # the same of mechanisms; and how far apart plates ar
              "plates: moved over stayed": moved.moved/moved.stayed.clip(1e-9)}
     return {f"mechanism: {s}": each[s] for s in _SUMS}, gains
 
-
+# %% ../../nbs/84_profiling.algebra.ipynb #f7e089ed
 def equations(
     vectors: Mapping[str, Mapping[str, pd.DataFrame]],  # of `treatment_vectors`
     n_boot: int = 1000,
@@ -490,7 +494,7 @@ def equations(
     gains["says"] = [verdict(Estimate(*e), a, (nearer[int(a)], nearer[1 - int(a)], nearer[2])) for e, a in ends]
     return ranks, gains
 
-
+# %% ../../nbs/84_profiling.algebra.ipynb #586c43d8
 def undone(
     vectors: Mapping[str, Mapping[str, pd.DataFrame]],  # of `treatment_vectors`
     wanted: Sequence[str],  # two mechanisms that should undo each other

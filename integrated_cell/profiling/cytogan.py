@@ -273,7 +273,7 @@ def _dose_at(model, compound, concentration, n):  # what n cells of it are told;
                        "ask for a dose between, or leave `treated` out")
     return conditions(model.doses, [compound]*n, [concentration]*n)
 
-
+# %% ../../nbs/82_profiling.cytogan.ipynb #424fc1c3
 @torch.no_grad()
 def sample(
     model: CytoGan,
@@ -319,7 +319,7 @@ def profile_cells(
         return model.eval().profile(x).detach()
     return in_batches(of_batch, cells, rows, batch_size, at).numpy()
 
-
+# %% ../../nbs/82_profiling.cytogan.ipynb #91eafba3
 def encode_cells(
     model: CytoGan,  # bigan, autoencoder or vae
     cells,  # Cells, or anything that gives (3, Y, X) uint8 for cells[i]

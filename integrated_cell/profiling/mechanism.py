@@ -109,7 +109,7 @@ def ahead_of(
     if not {(form, a, way), (form, b, way)} <= set(found): return None
     return nsc_interval(found[form, a, way], average, found[form, b, way], **kwargs)
 
-
+# %% ../../nbs/85_profiling.mechanism.ipynb #25e542df
 def gains(
     found: Mapping[tuple, pd.DataFrame],  # of `predictions`
     base: str,  # the method that all others are held against

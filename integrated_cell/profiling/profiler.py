@@ -34,7 +34,7 @@ def _conv(i, o, stride, norm, act):
     bend = act(.2) if act is nn.LeakyReLU else act()
     return nn.Sequential(nn.Conv2d(i, o, 5, stride, 2, bias=not norm), scaled, bend)
 
-
+# %% ../../nbs/81_profiling.profiler.ipynb #e916feb6
 class Body(nn.Module):
     "Convolutions, then ℓ dense neurons: the representation of Figure 1"
     def __init__(self,

@@ -178,7 +178,7 @@ def places(
             rows.append(dict(structure=s, stage=stage) | {p: float(x[at].sum()/x.sum()) for p, at in parts.items()})
     return pd.DataFrame(rows).groupby(["structure", "stage"]).mean()
 
-
+# %% ../../nbs/23_simulation.stem.ipynb #ff6d118f
 def resampled(
     structures: list[str],
     stage: str,

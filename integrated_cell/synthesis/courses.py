@@ -27,7 +27,7 @@ def path(
     legs = [slerp(a, b, n_steps + 1) for a, b in zip(z, z[1:])]
     return torch.cat([legs[0], *(leg[1:] for leg in legs[1:])])
 
-
+# %% ../../nbs/67_synthesis.courses.ipynb #c02153fb
 def walks(
     gen,  # generator of all channels: (z_r, z_s) -> images
     phase: np.ndarray,  # (n,) read from the images of the noises
@@ -74,7 +74,7 @@ def courses(
     columns = ["protein", "where", "value", "low", "high", "baseline", "baseline_low", "baseline_high"]
     return pd.concat(lines, ignore_index=True), pd.DataFrame(rows, columns=columns)
 
-
+# %% ../../nbs/67_synthesis.courses.ipynb #ffa87769
 def moves(
     populations: Mapping[str, tuple[np.ndarray, np.ndarray]],  # cells: phases (n,), light in the middle (n, 1 + c)
     proteins: Sequence[str],

@@ -153,6 +153,7 @@ def axial_profile(
     p[turn] = p[turn][..., ::-1]
     return p/np.maximum(p.sum(2, keepdims=True), 1e-9)
 
+# %% ../../nbs/64_synthesis.cycle.ipynb #52a25116
 def positions(
     profile: np.ndarray,  # (..., bins)
 ) -> dict[str, np.ndarray]:  # (...) each: tips, middle, one_end

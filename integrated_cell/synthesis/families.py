@@ -228,7 +228,7 @@ def whole_epochs(
         raise BadInput(f"{steps} is not a whole number of epochs of {steps_per_epoch} steps; choose multiples of it")
     return steps//steps_per_epoch
 
-
+# %% ../../nbs/62_synthesis.families.ipynb #d3fb4040
 def fit_gan(
     name: str,
     networks: list[tuple[Gan, Streams]],  # of `prepared`
@@ -295,6 +295,7 @@ class Trained:
         "The generator of all channels together, where there is one"
         return self.models[0].gen if len(self.models) == 1 and self.models[0].n_channels > 2 else None
 
+# %% ../../nbs/62_synthesis.families.ipynb #208152a4
 def open_gan(
     results: str | Path,  # folder of the run, e.g. results/quick
     name: str,  # e.g. "star wgan-gp"

@@ -76,6 +76,7 @@ class Gan(nn.Module):
         n, seen = (len(greens), 2) if self.pairs else (1, self.n_channels)
         self.critics = Critics(n, shape, seen, n_filters_critic*seen//2, norm=objective != "wgan-gp")
 
+# %% ../../nbs/61_synthesis.gan.ipynb #3d81d2b6
 def views(
     x: Tensor,  # (b, channels, *s), red first
     pairs: bool,  # a view for each green with its red

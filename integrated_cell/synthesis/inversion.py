@@ -41,7 +41,7 @@ def _answers(cells, test, train, p, models, device, **search):  # (model, search
         for kind in ("regular", "separable")[:1 + bool(gen.n_latent_s)]:
             yield (name, kind), reconstruct(gen, x, kind == "separable", **search)
 
-
+# %% ../../nbs/68_synthesis.inversion.ipynb #34a00fd8
 def inverted(
     cells,  # Cells
     test: Mapping[str, np.ndarray],  # rows that are sought, by protein

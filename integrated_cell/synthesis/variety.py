@@ -62,7 +62,7 @@ def variety_of_greens(
             found.append(pd.DataFrame({"protein": p, "source": source, "value": each}))
     return pd.concat(found, ignore_index=True)
 
-
+# %% ../../nbs/65_synthesis.variety.ipynb #5532b2d3
 def variety_of_reds(
     cells,  # Cells
     rows: Mapping[str, np.ndarray],  # test cells of each protein

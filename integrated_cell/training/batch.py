@@ -51,6 +51,7 @@ class Share:
         "Weighted so that the mean over all processes is the mean over the whole batch"
         return loss if self.world == 1 else loss*(self.size*self.world/self.n)
 
+# %% ../../nbs/30_training.batch.ipynb #b5cd4780
 share = Share()
 
 # %% ../../nbs/30_training.batch.ipynb #9b3b059e

@@ -114,6 +114,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs[:2])
 
+
 class Down(_Product):
     "x (n, i, *s), w (o, i, *[4]*d) -> y (n, o, *s//2): the convolution of size 4, stride 2, padding 1"
     @staticmethod
@@ -122,6 +123,7 @@ class Down(_Product):
     def backward(ctx, y):
         x, w = ctx.saved_tensors
         return Up.apply(y, w, x.shape[2:]) if wanted(ctx, 0) else None, Weights.apply(x, y) if wanted(ctx, 1) else None
+
 
 class Up(_Product):
     "y (n, o, *out), w (o, i, *[4]*d), shape -> x (n, i, *shape): the gradient of `Down` in its image"
@@ -132,6 +134,7 @@ class Up(_Product):
         y, w = ctx.saved_tensors
         return Down.apply(x, w) if wanted(ctx, 0) else None, Weights.apply(x, y) if wanted(ctx, 1) else None, None
 
+# %% ../../nbs/31_training.convolve.ipynb #0890cb22
 class Weights(_Product):
     "x (n, i, *s), y (n, o, *s//2) -> (o, i, *[4]*d): the gradient of `Down` in its weights"
     @staticmethod

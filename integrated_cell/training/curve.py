@@ -36,6 +36,7 @@ def learning_curve(
         curves.append(pd.DataFrame(told))
     return pd.concat(curves, ignore_index=True)
 
+# %% ../../nbs/36_training.curve.ipynb #06f16050
 def learnt(
     history: pd.DataFrame,  # of `fit`
     loss: str,  # a column of it

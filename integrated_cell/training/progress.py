@@ -22,6 +22,7 @@ from ..results import write_json
 # %% ../../nbs/37_training.progress.ipynb #a4ff3245
 _NAME = "progress.json"
 
+# %% ../../nbs/37_training.progress.ipynb #7a7d4917
 class Progress:
     "Where a run stands: a bar, and `progress.json` while it trains"
     def __init__(self,
