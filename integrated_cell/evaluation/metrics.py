@@ -15,6 +15,7 @@ import torch
 from scipy.special import rel_entr
 from sklearn.neighbors import NearestNeighbors
 
+from ..claims import mean_interval
 from ..data.batches import read_images
 from ..data.cells import Cells
 from ..results import BadInput
