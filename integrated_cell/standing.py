@@ -67,7 +67,7 @@ def badge(
     said: str,  # a word, of `word`
 ) -> str:  # Markdown
     "A word in its colour"
-    plain = said.strip("*")
+    plain = said.strip("*").partition(",")[0]  # "not judged, for ..." gives its reason on the chapter's page
     colour = next((c for begin, c in COLOURS.items() if plain.startswith(begin)), "warning")
     return f"{{bdg-{colour}}}`{plain}`"
 
