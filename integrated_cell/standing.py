@@ -73,7 +73,7 @@ def badge(
 
 
 # %% ../nbs/09_standing.ipynb #b6b412e0
-def _asked(claim) -> tuple[set, set]:  # numbers that a claim needs; those with a question mark, which its chapter may lack
+def _asked(claim) -> tuple[set, set]:  # numbers that a claim needs; those that its chapter may lack (question mark)
     found = re.findall(r"\{\{ (\w+)(\??) \}\}", claim.found)
     of_rule = {n for n in re.findall(r"[a-z]\w*", claim.rule) if n != "of"}
     excused = {n for n, mark in found if mark}
@@ -85,8 +85,8 @@ def _cell(claim, values) -> str:  # of a claim in a run: the word, and the numbe
     ran = any(n.startswith(f"{claim.chapter}_") for n in values)
     lost = sorted(n for n in needed if values.get(n, ...) is ...)
     if ran and lost:
-        raise BadInput(f"book/claims.csv: '{claim.claim}' needs {lost[0]}, which the chapter {claim.chapter} did not write, "
-                       "or wrote twice; correct the name")
+        raise BadInput(f"book/claims.csv: '{claim.claim}' needs {lost[0]}, which the chapter {claim.chapter} "
+                       "did not write, or wrote twice; correct the name")
     if any(values.get(n) in (None, ...) for n in needed | excused): return badge(ABSENT)
     said = fill(claim.found, values, "book/claims.csv")
     said = re.sub(r" \[(\S+), (\S+)\]", "\u00a0[\\1,\u00a0\\2]", said)  # an interval stays on one line
