@@ -115,7 +115,7 @@ def generated(
 ) -> dict:  # {name: Markdown}: what pages of prose name besides numbers
     "The tables of the book"
     from integrated_cell import __version__
-    claims, scale = (pd.read_csv(root/"book"/f"{f}.csv") for f in ("claims", "scale"))
+    claims, scale = (pd.read_csv(root/"book"/f"{f}.csv", dtype={"printed": str}) for f in ("claims", "scale"))
     columns, parts = _columns(table, runs), contents(table, runs)
     link = {c: f"{on[0]}/{c}.ipynb" for p in parts for c, on in p["chapters"].items()}
     titles = {p["name"]: p["title"] for p in parts}

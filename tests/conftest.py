@@ -44,6 +44,9 @@ def make_study(root):
     for name in ("data", "reference", "conditional", "classification"): write_chapter(root, name, "Markdown(f'{factor * 21} is the answer')")
     for name in ("Snakefile", "CITATION.cff", "README.md"): shutil.copy(PROJECT/name, root)
     shutil.copytree(PROJECT/"book", root/"book", ignore=shutil.ignore_patterns("published", "_build"))
+    rows = [f"{part},1,{c},Toys of {c} grow,1,factor {{{{ {c}_factor }}}},{c}_factor > 1" for part, c in
+            (("part_1", "reference"), ("part_1", "conditional"), ("part_2", "gans"))]
+    (root/"book/claims.csv").write_text("\n".join(["part,front,chapter,claim,printed,found,rule", *rows, ""]))
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Notation\n\n$x_r$ is a reference image.")]), root/"nbs/index.ipynb")
     set_config(root, chapters=["data", "reference", "conditional", "classification"])
     return root

@@ -149,7 +149,7 @@ def test_kept_chapters_are_read_by_paper_without_running_anything(finished):
     listed = [(to, text) for to, text in links if re.match(r"(truth|real)/(data|reference)", to)]
     assert listed.count(("truth/reference.html", "Reference of the toy")) == 1 and ("real/data.html", "the same on HeLa cells") in listed
     one_page = (book/"part_1.html").read_text()
-    assert one_page.count("not in this run") >= 10 and ">simulated cells" in one_page  # no claim is made where nothing was measured
+    assert one_page.count("not in this run") >= 2 and ">simulated cells" in one_page  # no claim is made where nothing was measured
 
 
 def test_every_page_of_the_book_and_each_chapter_stands_somewhere():
