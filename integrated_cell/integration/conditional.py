@@ -26,6 +26,8 @@ from ..training.train import fit
 # %% ../../nbs/51_integration.conditional.ipynb #80e43488
 class Conditional(nn.Module):
     "Enc^{r,s}, Dec^{r,s}, EncD^s and DecD^{r,s} (Tables S5-S8), and Enc^r of phase 1, frozen"
+    adversaries = ("enc_d_s", "dec_d_rs")  # needed for training alone
+
     def __init__(self,
         shape: tuple[int, ...],  # (Z, Y, X) or (Y, X)
         classes: list[str],  # names of the K structures, y indexes them

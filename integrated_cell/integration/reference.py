@@ -21,6 +21,8 @@ GEN, OBS = 0., 1.  # what the adversaries of phase 1 call generated and observed
 # %% ../../nbs/50_integration.reference.ipynb #d7e230d9
 class Reference(nn.Module):
     "Enc^r, Dec^r, EncD^r and DecD^r (Tables S1-S4)"
+    adversaries = ("enc_d_r", "dec_d_r")  # needed for training alone
+
     def __init__(self,
         shape: tuple[int, ...],  # (Z, Y, X) or (Y, X)
         n_latent: int = 128,  # width of z_r

@@ -99,6 +99,9 @@ class CytoGan(nn.Module):
         if kind == "autoencoder":  # codes of mean 0 and variance 1
             self.enc = nn.Sequential(self.enc, nn.BatchNorm1d(d, affine=False))
         self.to(memory_format=torch.channels_last)
+    @property
+    def adversaries(self) -> tuple:  # needed for training alone: a critic gives the profile where there is no encoder
+        return ("critics",) if hasattr(self, "enc") and hasattr(self, "critics") else ()
     def profile(self, x: Tensor) -> Tensor:  # (n, 3, Y, X) in [0, 1] -> (n, width of the profile)
         return self.encode(x) if hasattr(self, "enc") else self.critics.body(2*x - 1)
     def encode(self, x: Tensor) -> Tensor | None:  # (n, 3, Y, X) in [0, 1] -> (n, n_latent), None without an encoder

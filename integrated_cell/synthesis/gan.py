@@ -52,6 +52,8 @@ def grad_penalty(
 # %% ../../nbs/61_synthesis.gan.ipynb #9177ac66
 class Gan(nn.Module):
     "A generator of towers with its critics (section 4.2)"
+    adversaries = ("critics",)  # needed for training alone
+
     def __init__(self,
         shape: tuple[int, ...],  # (Z, Y, X) or (Y, X)
         proteins: list[str],  # of the green channels that it draws, or of the cells that it learnt from
