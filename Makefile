@@ -2,6 +2,7 @@
 CONFIG ?= quick
 CORES  ?= 2
 PROFILE ?=
+FROM   ?=
 PYTHON ?= python3.11
 PIP    ?=
 BIN    := .venv/bin
@@ -12,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: help env book test bench read publish clean
 
 help: ## this list
-	@echo "make TARGET [CONFIG=quick|real|truth|paper] [CORES=2] [PROFILE=profiles/slurm]"
+	@echo "make TARGET [CONFIG=quick|real|truth|paper] [CORES=2] [FROM=models] [PROFILE=profiles/slurm]"
 	@sed -n 's/^\([a-z]*\):.*## /  \1@/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-10s %s\n", $$1, $$2}'
 
 env: .venv/ready ## set up .venv with the versions of constraints.txt (PIP="--index-url ..." for another source)
@@ -24,7 +25,7 @@ env: .venv/ready ## set up .venv with the versions of constraints.txt (PIP="--in
 	@touch $@
 
 book: env ## run a config's chapters, those that changed, and build its book; prints where it stands
-	@snakemake --quiet all $(if $(PROFILE),--profile $(PROFILE),--cores $(CORES)) --rerun-incomplete --config run=$(CONFIG)
+	@snakemake --quiet all $(if $(PROFILE),--profile $(PROFILE),--cores $(CORES)) --rerun-incomplete --config run=$(CONFIG) $(if $(FROM),from=$(FROM))
 	@echo results/$(CONFIG)/book/index.html
 
 test: env ## all tests: the lesson cells of the library notebooks, then tests/
@@ -38,7 +39,7 @@ bench: env ## the benchmarks, each with its numbers (never timed tests)
 read: env ## build the book of the kept chapters (book/published) without executing anything
 	@integrated-cell read
 
-publish: env ## keep the finished chapters of a config in book/published, with their numbers and commit
+publish: $(if $(FROM),book,env) ## keep the finished chapters of a config in book/published, with their numbers and commit
 	@integrated-cell publish --config config/$(CONFIG).yaml
 
 clean: ## remove .venv and what tools left behind; results/ stays

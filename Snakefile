@@ -52,10 +52,10 @@ for chapter, of in run["table"].items():
         log:
             f"{OUT}/{chapter}/notebook.ipynb"
         params:
-            chapter=chapter, values=parameters(run, chapter)
+            chapter=chapter, values=parameters(run, chapter), source="--from models" if of["trains"] and config.get("from") else ""
         threads:
             workflow.cores if of["trains"] else 1
         resources:
             gpu=gpus, mem_mb=more(1000*gb), runtime=more(60*hours)
         shell:
-            "integrated-cell chapter {params.chapter} --config {CONFIG}"
+            "integrated-cell chapter {params.chapter} --config {CONFIG} {params.source}"

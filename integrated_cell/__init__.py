@@ -18,6 +18,7 @@ _FIRST = {
     "integration.conditional": "Conditional",
     "integration.integrate": "integrate",
     "app": "integrate_images",
+    "models": "open_model",
     "synthesis.families": "open_gan draw",
     "evaluation.c2st": "c2st median_mad",
     "profiling.features": "measure",

@@ -268,6 +268,7 @@ def publish(
         raise BadInput(f"results/{name}: no chapter has run to its end; run `make book CONFIG={name}`")
     with TemporaryDirectory() as tried: _write_run(run, chapter_table(root), Path(tried)/name)  # can they be pages?
     for c in run["chapters"]:
+        if (run["folder"]/c/"laid").exists(): continue  # it came from what is kept
         with whole(root/"book/published"/name/c) as new: keep(run["folder"]/c, new)
     shutil.copy(config_path, root/"book/published"/name/f"{name}.yaml")
     if (root/"README.md").exists(): _put_measured(root)

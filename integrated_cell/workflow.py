@@ -148,7 +148,7 @@ def mark(
 
 
 def _unmark(folder):  # not finished any more
-    for p in [folder/"metrics.json", folder/"run.json", *folder.glob("finished-*")]: p.unlink(missing_ok=True)
+    for p in [folder/"metrics.json", folder/"run.json", folder/"laid", *folder.glob("finished-*")]: p.unlink(missing_ok=True)
 
 
 def _reached(chapter, arrows):  # all that arrows lead to, and where they begin
