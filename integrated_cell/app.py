@@ -100,7 +100,8 @@ def _conditional(model):  # by the name of a kept model, or from a folder
     if not (Path(model)/"about.json").is_file() and str(model) not in names(): return load(model, Conditional)
     kept = open_model(model)
     if "conditional" in kept: return kept["conditional"]
-    raise BadInput(f"the model '{model}' integrates no structures, it holds {', '.join(kept)}; give one with 'conditional'")
+    raise BadInput(f"the model '{model}' integrates no structures, it holds {', '.join(kept)}; "
+                   "give one with 'conditional'")
 
 
 def _integrated(model, path, name, channels, voxel_um):  # {stem: (2 + K, *shape) in [0, 1]}
@@ -243,7 +244,8 @@ def parser() -> argparse.ArgumentParser:
     command("again", _again, "Have a finished chapter, and what follows from it, run again",
             ("name", dict(help="e.g. classification")), config)
     command("integrate", _integrate, "Predict where every structure is, from membrane and DNA (Algorithm 3)",
-            ("model", dict(help="a kept model, e.g. stem3d, or the folder of a trained one, e.g. results/quick/conditional")),
+            ("model", dict(help="a kept model, e.g. stem3d, or the folder of one that was trained, "
+                                "e.g. results/quick/conditional")),
             ("images", dict(nargs="+", help="image files, a cell each, or .npy files of z_r, a cell a row")),
             ("--out", dict(required=True, metavar="DIR", help="folder for <name>.integrated.ome.tif")),
             ("--channels", dict(metavar="membrane=0,dna=1",

@@ -148,7 +148,8 @@ def mark(
 
 
 def _unmark(folder):  # not finished any more
-    for p in [folder/"metrics.json", folder/"run.json", folder/"laid", *folder.glob("finished-*")]: p.unlink(missing_ok=True)
+    signs = [folder/name for name in ("metrics.json", "run.json", "laid")]
+    for p in [*signs, *folder.glob("finished-*")]: p.unlink(missing_ok=True)
 
 
 def _reached(chapter, arrows):  # all that arrows lead to, and where they begin
