@@ -20,7 +20,7 @@ from .data.cells import Cells
 from .data.manifest import read_source
 from .results import BadInput, whole, write_json
 from .training.train import load, save
-from .workflow import mark, parameters
+from .workflow import declared, mark, parameters
 
 # %% ../nbs/95_models.ipynb #83266afe
 class About(BaseModel, extra="forbid"):
@@ -118,6 +118,12 @@ def _metrics(run, chapter) -> dict:  # of a finished chapter
     return json.loads(path.read_text())
 
 
+def _claimed(run, chapter, key):  # a number of a finished chapter
+    found = _metrics(run, chapter)
+    if key not in found: raise BadInput(f"{run}: the chapter {chapter} wrote no '{key}'; correct models.yaml")
+    return found[key]
+
+
 def _described(name, said, run, parts) -> dict:  # what about.json is made of
     cells = Cells.open(run/said["cells"]/"cells")
     origin = cells.provenance["source"]
@@ -126,7 +132,7 @@ def _described(name, said, run, parts) -> dict:  # what about.json is made of
         raise BadInput(f"models.yaml: {name} names no licence of its cells; add one")
     chapters = sorted({f.split("/")[0] for f in said["parts"].values()})
     ran = {c: json.loads((run/c/"run.json").read_text()) for c in chapters}
-    numbers = {f"{c}_{k}": _metrics(run, c)[k] for c, keys in said["numbers"].items() for k in keys}
+    numbers = {f"{c}_{k}": _claimed(run, c, k) for c, keys in said["numbers"].items() for k in keys}
     return dict(
         format=1, name=name, title=said["title"], use=said["use"], licence=licence, numbers=numbers, run=run.name,
         learnt_from=source.title if source else "simulated cells", n_train=int((cells.table.split == "train").sum()),
@@ -144,6 +150,8 @@ def keep_model(
     if name not in (table := kept_table(root)):
         raise BadInput(f"models/models.yaml names no model '{name}'; there are {', '.join(table) or 'none'}")
     said = table[name]
+    if lacks := sorted({"run", "cells", "parts", "numbers", "title", "use"} - set(said)):
+        raise BadInput(f"models/models.yaml: {name} lacks {lacks[0]}; add it")
     run, parts = root/"results"/said["run"], {}
     for part, folder in said["parts"].items():
         if not (run/folder/"model.json").is_file():
@@ -171,11 +179,11 @@ def lay(
     if not found or not (page/"metrics.json").is_file(): return None
     if next(out.rglob("checkpoint.safetensors"), None):
         raise BadInput(f"{out} holds a training of your own; move it away, or leave FROM=models out")
-    values, ran = parameters(config, chapter), json.loads((page/"run.json").read_text())["parameters"]
-    other = sorted(k for k in values | ran if values.get(k, ran.get(k)) != ran.get(k, values.get(k)))
-    if other:
+    values, usual = parameters(config, chapter), declared(root/"nbs/experiments"/f"{chapter}.ipynb")
+    now, ran = usual | values, usual | json.loads((page/"run.json").read_text())["parameters"]
+    if other := sorted(k for k in now | ran if now.get(k) != ran.get(k)):
         raise BadInput(f"{config['path']}: {chapter} was kept with {other[0]} = {ran.get(other[0])}, not "
-                       f"{values.get(other[0])}; change it back, or train without FROM=models")
+                       f"{now.get(other[0])}; change it back, or train without FROM=models")
     with whole(out) as new:
         for f, kept in found.items(): shutil.copytree(kept, new.joinpath(*f.split("/")[1:]), dirs_exist_ok=True)
         for p in page.iterdir(): shutil.copy(p, new)

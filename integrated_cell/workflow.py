@@ -265,5 +265,6 @@ def run_chapter(
 # %% ../nbs/93_workflow.ipynb #9190d102
 def _fill(notebook, chapter, config):  # numbers of the chapter and of those before it
     before = _reached(chapter, {c: of["follows"] for c, of in config["table"].items()})
-    known = chapter_table(config["root"])["chapters"]
-    fill_notebook(notebook, numbers(notebook.parent.parent, before), {c: c in config["chapters"] for c in known})
+    known, run = chapter_table(config["root"])["chapters"], notebook.parent.parent
+    before = [c for c in before if (run/c/"metrics.json").is_file()]
+    fill_notebook(notebook, numbers(run, before), {c: c in config["chapters"] for c in known})

@@ -1,0 +1,101 @@
+"Kept models: what is in models/ opens, says what it is, and gives the numbers of its page; what is damaged is refused"
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import PROJECT, make_study, one_sentence, run, set_config
+
+from integrated_cell.integration.conditional import Conditional
+from integrated_cell.models import keep_model, kept_table, lay, names, open_model
+from integrated_cell.results import BadInput, write_json
+from integrated_cell.simulation.stem import simulate_cells
+from integrated_cell.training.train import save
+from integrated_cell.workflow import read_config
+
+OF = dict(run="toy", cells="data", parts={"conditional": "conditional"}, numbers={"conditional": ["factor"]}, title="A toy",
+          use="to test", licence="Apache-2.0")
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    "The toy study with a trained network, kept"
+    study = make_study(tmp_path_factory.mktemp("study"))
+    run(study, "integrated-cell", "chapter", "conditional", "--config", "config/toy.yaml")
+    cells = simulate_cells(8, (8, 12, 16), path=study/"results/toy/data/cells")
+    save(Conditional(cells.shape, cells.classes, 4, 4, .1, voxel_um=cells.voxel_um), study/"results/toy/conditional")
+    (study/"models").mkdir()
+    (study/"models/models.yaml").write_text(yaml.safe_dump({"toy3d": OF}))
+    keep_model("toy3d", study)
+    return study
+
+
+@pytest.fixture
+def toy(once, tmp_path):
+    return Path(shutil.copytree(once, tmp_path/"study"))
+
+
+def refused(call):
+    with pytest.raises(BadInput) as e: call()
+    assert one_sentence(str(e.value))
+    return str(e.value)
+
+
+def test_a_kept_model_opens_and_says_what_it_is(toy):
+    kept = open_model("toy3d", toy/"models")
+    assert kept["conditional"].classes == kept.about.classes and kept.about.numbers == {"conditional_factor": 2}
+    assert kept.about.licence == "Apache-2.0" and 0 < kept.about.n_train <= 8
+    small, whole = (p/"conditional/model.safetensors" for p in (toy/"models/toy3d", toy/"results/toy"))
+    assert small.stat().st_size < .6*whole.stat().st_size
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(format=2), ["about.json", "format 2", "format 1"]),
+    (dict(shape=[8, 12, 20]), ["shape", "about.json says [8, 12, 20]"]),
+    (dict(classes=["lamin"]), ["classes", "about.json says 1"]),
+    (dict(licence=None), ["about.json", "licence"]),
+    (dict(parts={"conditional": "Conditionl"}), ["class 'Conditionl' is unknown", "Conditional"]),
+    (dict(more=1), ["about.json", "more"]),
+])
+def test_a_damaged_description_is_refused(toy, change, words):
+    about = toy/"models/toy3d/about.json"
+    write_json(about, json.loads(about.read_text()) | change)
+    said = refused(lambda: open_model("toy3d", toy/"models"))
+    assert all(w in said for w in words), said
+
+
+def test_what_cannot_be_kept_is_refused_and_nothing_is_lost(toy):
+    before = (toy/"models/toy3d/about.json").read_text()
+    assert "names no model 'toy2d'; there are toy3d" in refused(lambda: keep_model("toy2d", toy))
+    for lost, words in (("licence", "names no licence"), ("numbers", "lacks numbers")):
+        (toy/"models/models.yaml").write_text(yaml.safe_dump({"toy3d": {k: v for k, v in OF.items() if k != lost}}))
+        assert words in refused(lambda: keep_model("toy3d", toy))
+    (toy/"models/models.yaml").write_text(yaml.safe_dump({"toy3d": OF | dict(numbers={"conditional": ["nothing"]})}))
+    assert "conditional wrote no 'nothing'" in refused(lambda: keep_model("toy3d", toy))
+    assert (toy/"models/toy3d/about.json").read_text() == before
+
+
+def test_a_kept_model_stands_in_for_its_training(toy):
+    run(toy, "integrated-cell", "publish", "--config", "config/toy.yaml")
+    shutil.rmtree(toy/"results/toy/conditional")
+    out, _ = run(toy, "integrated-cell", "chapter", "conditional", "--config", "config/toy.yaml", "--from", "models")
+    home = toy/"results/toy/conditional"
+    assert {"laid", "metrics.json", "run.json", "notebook.ipynb", "model.safetensors"} <= {p.name for p in home.iterdir()}
+    kept = (toy/"book/published/toy/conditional/notebook.ipynb").read_bytes()
+    run(toy, "integrated-cell", "publish", "--config", "config/toy.yaml")
+    assert (toy/"book/published/toy/conditional/notebook.ipynb").read_bytes() == kept  # what was laid is not kept again
+    run(toy, "integrated-cell", "chapter", "conditional", "--config", "config/toy.yaml")
+    assert not (home/"laid").exists()
+    (home/"checkpoint.safetensors").touch()
+    _, err = run(toy, "integrated-cell", "chapter", "conditional", "--config", "config/toy.yaml", "--from", "models", rc=2)
+    assert one_sentence(err) and "a training of your own" in err
+    (home/"checkpoint.safetensors").unlink()
+    set_config(toy, chapters=["data", "reference", "conditional"], conditional=dict(factor=4))
+    assert "kept with factor = 2, not 4" in refused(lambda: lay(read_config(toy/"config/toy.yaml"), "conditional"))
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_model_of_the_table_is_kept_and_opens(name):
+    kept = open_model(name)
+    assert kept.about.licence and kept.about.numbers and set(kept) == set(kept_table(PROJECT)[name]["parts"])
