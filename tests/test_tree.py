@@ -89,8 +89,11 @@ def words(sources):
     nodes = [n for source in sources for n in ast.walk(ast.parse(re.sub(r"^#\|.*", "", source, flags=re.M)))]
     found = {n.arg for n in nodes if isinstance(n, ast.keyword) and n.arg} | {n.id for n in nodes if isinstance(n, ast.Name)}
     found |= {slug(n.value) for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    said = [n.args[0] for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "say" and n.args]
-    return found - {""}, any(isinstance(n, ast.JoinedStr) for n in nodes), any(isinstance(n, ast.Name) for n in said)
+    calls = [n for n in nodes if isinstance(n, ast.Call)]
+    said = [n.args[0] for n in calls if getattr(n.func, "attr", "") == "say" and n.args]
+    told = [k.arg for n in calls if getattr(n.func, "attr", "") in ("tell", "close") for k in n.keywords]
+    given = any(isinstance(n, ast.Name) for n in said) or None in told  # tell(**counts)
+    return found - {""}, any(isinstance(n, ast.JoinedStr) for n in nodes), given
 
 
 OF_LIBRARY = words(p.read_text(encoding="utf-8") for p in (PROJECT/"integrated_cell").glob("*/*.py"))[0]
