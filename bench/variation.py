@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from record import Peak, record
 
 from integrated_cell.integration.conditional import Conditional
-from integrated_cell.integration.integrate import STRUCTURE, decode
+from integrated_cell.integration.integrate import STRUCTURE, draws
 from integrated_cell.integration.prior import Normal
-from integrated_cell.evaluation.variation import sample_variation, structure_samples
+from integrated_cell.evaluation.variation import sample_variation
 
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 said.add_argument("--shape", default="32,48,64")
@@ -60,7 +60,7 @@ def published(u_s):
 
 
 def library(u_s, memory=max(2**24, int(held/20))):
-    samples = structure_samples(partial(decode, model, Normal(), batch_size=a.batch, to=None), z_r, 0, u_s, a.batch)
+    samples = draws(model, Normal(), z_r[None], u_s, a.batch)(0, 0)
     return sample_variation(samples, memory=memory)
 
 

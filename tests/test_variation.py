@@ -102,7 +102,7 @@ def test_images_whose_first_slice_says_nothing_of_the_rest():
 def test_variation_counts_on_noise_alone():
     decode = lambda z_r, y, u_s: torch.sigmoid(torch.cat([u_s, u_s*u_s, u_s.roll(1, 1)*u_s], 1) + y[:, None]).unflatten(1, (3, -1))
     u_s = torch.randn(2, 70, 32, generator=torch.Generator().manual_seed(5))
-    measure = lambda u, batch, memory: variation.sample_variation(variation.structure_samples(decode, torch.zeros(2), 3, u, batch), .01, memory=memory)
+    measure = lambda u, batch, memory: variation.sample_variation(variation.sampler(decode, torch.zeros(1, 2), u, batch)(0, 3), .01, memory=memory)
     given = [measure(u_s[0], batch, memory) for batch, memory in ((64, None), (7, None), (7, 100))]
     assert np.allclose(given, given[0], rtol=1e-5)
     assert measure(u_s[1], 64, None) != given[0]
