@@ -63,6 +63,7 @@ def test_every_page_opens_without_network(finished, browser):
     out, err = run(finished, "integrated-cell", "book", "--config", "config/toy.yaml")
     book = finished/"results/toy/book"
     assert out.strip().endswith("results/toy/book/index.html") and (book/"index.html").exists()
+    assert run(finished, "integrated-cell", "names", "data", "--config", "config/toy.yaml")[0] == "data_factor = 2\ndata_seed = 0\n"
     pages = [p for p in book.rglob("*.html") if "_static" not in p.parts]
     assert {"intro", "part_1", "part_5", "own_images", "notation", "errata", "credit", "about", "data", "reference", "data.manifest"} <= {p.stem for p in pages}
     assert "not in this run" in (book/"part_2.html").read_text()  # no chapter of it was run
