@@ -35,4 +35,4 @@ def __getattr__(name):  # PEP 562: asked for the first time
     return value
 
 
-def __dir__(): return sorted({*globals(), *_WHERE})
+def __dir__(): return sorted(_WHERE)

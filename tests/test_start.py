@@ -41,6 +41,7 @@ cells = ic.simulate_cells(2, (8, 12, 16), structures=["TOM20"])
 print(json.dumps([[n in first for n in ic.__all__] + [n in vars(ic) for n in ic.__all__], sorted({HEAVY} & set(sys.modules))]))""")
     n = len(ic.__all__)
     assert all(loaded[:n]) and sum(loaded[n:]) == 1 and not heavy
+    assert dir(ic) == sorted(ic.__all__)  # the verbs and nothing else
     for name in ic.__all__: assert callable(getattr(ic, name)) and getattr(ic, name).__doc__, name
     with pytest.raises(AttributeError, match="it offers simulate_cells"): ic.simulate_cell
 
