@@ -208,9 +208,16 @@ def _again(a):
     print(f"to be run again: {', '.join(again(a.name, a.config))}")
 
 
+def _names(a):
+    from integrated_cell.prose import listing
+    from integrated_cell.workflow import read_config
+    config = read_config(a.config)
+    print(listing(config["root"]/"results"/config["name"], a.name))
+
+
 def _book(a):
     from integrated_cell.book import run_book
-    print(run_book(a.config))
+    print(run_book(a.config, a.partly))
 
 
 def _read(a):
@@ -261,7 +268,10 @@ def parser() -> argparse.ArgumentParser:
             ("--workers", dict(type=int, default=1, metavar="N", help="processes (1)")),
             ("--allow-missing", dict(action="store_true",
                                      help="go on without sites whose images are not there or damaged")))
-    command("book", _book, "Build the book of a run that is finished", config)
+    command("names", _names, "List the numbers of a chapter that ran, by the names that texts and claims use",
+            ("name", dict(help="e.g. classification")), config)
+    command("book", _book, "Build the book of a run that is finished", config,
+            ("--partly", dict(action="store_true", help="of the chapters that have run, whatever is missing")))
     command("read", _read, "Build the book of the kept runs, executing nothing")
     command("keep", _keep, "Keep trained networks of a run in models/, small and described",
             ("names", dict(nargs="+", metavar="NAME", help="as in models/models.yaml")))

@@ -210,11 +210,16 @@ def build(
 # %% ../nbs/94_book.ipynb #7aafc0a6
 def run_book(
     config_path: str | Path,  # e.g. config/quick.yaml
+    partly: bool = False,  # are chapters allowed to be missing?
 ) -> Path:  # results/<run>/book/index.html
-    "The book of one run; every chapter must be there"
+    "The book of one run"
     config = read_config(config_path)
-    folder = Path("results")/config["name"]
-    return build(config["root"], [made_run(Path(config_path), config["root"]/folder)], config["root"]/folder/"book")
+    folder = config["root"]/"results"/config["name"]
+    run = made_run(Path(config_path), folder, partly)
+    if not run["chapters"]:
+        again = f"make book CONFIG={config['name']}"
+        raise BadInput(f"{folder}: no chapter has run to its end; run `{again}`")
+    return build(config["root"], [run], folder/"book")
 
 # %% ../nbs/94_book.ipynb #015755da
 def kept_book(

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from .claims import Estimate, aimed, verdict
+from .claims import Estimate, aimed, estimate, verdict
 from .data.cells import Cells
 from .results import BadInput, rerun, whole, write_json
 
@@ -61,6 +61,11 @@ def plain(
 # %% ../nbs/92_chapter.ipynb #d134c722
 TRAINED = ("ahead of its trivial baseline", "**under-trained: behind its trivial baseline**",
            "**under-trained: not told apart from its trivial baseline**")  # of an interval above, below and across 0
+_TOO_SHORT = "not judged, for so short a training only shows that everything runs"
+
+
+def _joined(names):  # those with commas in them are kept apart by semicolons
+    return ("; " if "," in "".join(names) else ", ").join(names) or "none"
 
 # %% ../nbs/92_chapter.ipynb #1e7616fe
 class Chapter:
@@ -101,6 +106,15 @@ class Chapter:
         from integrated_cell.training.train import load
         return load(self.run/chapter, Model).to(self.device)
 
+    def priors(self,
+        asked: str,  # a parameter: "normal", "flow", or both with a comma between
+        device: str | None = None,  # None: where networks run
+    ) -> dict:  # by name, of `integration.prior`
+        "Where codes are drawn from: the paper's N(0, I), the flow that the chapter `prior` fitted"
+        from integrated_cell.integration.prior import open_prior
+        names = chosen(asked, ["normal", "flow"], "prior")
+        return {name: open_prior(name, self.run).to(device or self.device) for name in names}
+
     def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         "A table as a csv in the chapter's folder, whole or not at all"
         with whole(self.out/name) as part: table.to_csv(part, index=False)
@@ -108,7 +122,7 @@ class Chapter:
 
     def say(self,
         key: str,  # the text names it as {{ <chapter>_<key> }}, and the word as {{ <chapter>_<key>_verdict }}
-        e: Estimate | float | str | None,  # None: this run cannot say
+        e: Estimate | float | str | list | None,  # None: this run cannot say; a list of names: those, or "none"
         *against,  # a value and three words, for `verdict`
         aim: float | None = None,  # for `aimed`, which then gives the word
         less: bool = True,  # is less than the aim better?
@@ -118,12 +132,29 @@ class Chapter:
         if e is None:
             self.claims |= {key: "not in this run", f"{key}_verdict": "not in this run"}
             return
+        if isinstance(e, list) and all(isinstance(s, str) for s in e): e = _joined(e) if judged else _TOO_SHORT
         self.claims[key] = plain(e)
         if isinstance(e, str) or (aim is None and not against): return
         of = Estimate(float(e)) if isinstance(e, (int, float)) else e
         word = verdict(of, *against) if aim is None else aimed(of, aim, less)
-        if not judged: word = "not judged, for so short a training only shows that everything runs"
-        self.claims[f"{key}_verdict"] = word
+        self.claims[f"{key}_verdict"] = word if judged else _TOO_SHORT
+
+    def tell(self, **claims) -> None:
+        "Several claims that need no word"
+        for key, e in claims.items(): self.say(key, e)
+
+    def each(self,
+        prefix: str,  # of the keys: "accuracy" gives accuracy_normal, accuracy_flow; empty: the names alone
+        found: pd.DataFrame | Mapping,  # a table of estimates, or numbers by name
+        names: Sequence[str] | Mapping[str, str],  # behind it; a mapping says which row a name stands for
+        column: str = "method",  # of the table, that names its rows
+        *against, **how,  # as in `say`
+    ) -> None:
+        "The same claim of several rows; a row that is missing is not in this run"
+        rows = names if isinstance(names, Mapping) else dict(zip(names, names))
+        for name, row in rows.items():
+            e = estimate(found, **{column: row}) if isinstance(found, pd.DataFrame) else found.get(row)
+            self.say(f"{prefix}_{name}" if prefix else name, e, *against, **how)
 
     def close(self,
         example: str,  # a parameter to change, for the command, e.g. "n_boot=200"

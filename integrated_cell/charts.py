@@ -8,6 +8,7 @@ __all__ = ['NOTHING', 'SYMBOLS', 'table', 'intervals', 'dots', 'along', 'boxes',
 
 # %% ../nbs/03_charts.ipynb #ddcb3874
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import wraps
@@ -20,7 +21,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from .claims import Estimate, verdict
+from .claims import Estimate, digits, verdict
 from .plot import show_cells, theme
 from .results import BadInput
 
@@ -56,7 +57,11 @@ def _cell(v) -> str:
     if isinstance(v, (str, bool, np.bool_)): return str(v)
     if v is None or np.isscalar(v) and pd.isna(v): return "–"
     if isinstance(v, (int, np.integer)): return f"{v:,}"
-    return f"{v:,.0f}" if isinstance(v, float) and abs(v) >= 1000 else f"{v:.3g}" if isinstance(v, float) else str(v)
+    return digits(v) if isinstance(v, float) else str(v)
+
+
+def _head(name) -> str:  # words are parted by blanks; symbols of one letter, such as z_s, stay
+    return re.sub(r"(?<=[a-zA-Z]{2})_|_(?=[a-zA-Z]{2})", " ", str(name))
 
 
 def table(
@@ -71,7 +76,7 @@ def table(
         at = list(t).index("value")
         t = t.drop(columns=["value", "low", "high"])
         t.insert(min(at, t.shape[1]), name, texts)
-    t = t.drop(columns=[c for c in drop if c in t])
+    t = t.drop(columns=[c for c in drop if c in t]).rename(columns=_head)
     style = t.style.format(_cell).set_properties(**{"white-space": "nowrap", "padding": "2px 8px 2px 0"})
     return style.hide(axis="index") if isinstance(t.index, pd.RangeIndex) else style
 
@@ -339,7 +344,9 @@ def confusion(
 ) -> Figure:
     "Confusion of true and predicted classes, counted (Table S11 as a heat map)"
     counts = np.asarray(counts)
-    n = counts.sum(1)
+    if (counts != counts.round()).any():
+        raise BadInput("confusion: the numbers are no counts, for some are not whole; draw shares with `heat`")
+    counts, n = counts.astype(int), counts.sum(1).astype(int)
     side = min(_WIDTH - .6, 2.4 + .42 * len(classes))
     fig, ax = plt.subplots(figsize=(side + .6, side), layout="constrained")
     share = counts / np.maximum(n, 1)[:, None]
@@ -374,11 +381,12 @@ def latent(
     z: np.ndarray,  # (n, d) embeddings
     groups: Sequence | None = None,  # n names or class numbers that colour the points
     names: Sequence[str] | None = None,  # names of the class numbers
-    dims: tuple[int, int] = (0, 1),  # the two dimensions of the left plot
+    rng: np.random.Generator | None = None,  # draws the two dimensions of the left plot; None: the first two
     symbol: str = "z",  # e.g. "z_r"
 ) -> Figure:
     "Embeddings beside the standard normal prior (Figure S4)"
-    z, (i, j) = np.asarray(z), dims
+    z = np.asarray(z)
+    i, j = rng.choice(z.shape[1], 2, replace=False) if rng else (0, 1)
     fig, (ax, every) = plt.subplots(1, 2, figsize=(_WIDTH, 3.6), layout="constrained", width_ratios=(1.25, 1))
     _points(ax, z[:, i], z[:, j], *_named(groups, names))
     for r in (1, 2): ax.add_patch(Circle((0, 0), r, fill=False, color="0.3", lw=1, ls="--"))

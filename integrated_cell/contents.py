@@ -7,6 +7,7 @@ __all__ = ['made_run', 'about', 'told', 'contents', 'toc']
 
 # %% ../nbs/91_contents.ipynb #7e8567e6
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from .standing import markdown_table
 # %% ../nbs/91_contents.ipynb #e9c57161
 def _took(folder: Path) -> dict:  # run.json of a chapter; seconds: all of a training that went on from a checkpoint
     ran, metrics = (json.loads((folder/f).read_text(encoding="utf-8")) for f in ("run.json", "metrics.json"))
-    return ran | {"seconds": max(ran["seconds"], metrics.get("seconds", 0), metrics.get("training_seconds", 0))}
+    seconds = max(ran["seconds"], metrics.get("seconds", 0), metrics.get("training_seconds", 0))
+    return ran | {"seconds": seconds, "device": re.sub(r"\b1 cores", "1 core", ran["device"])}
 
 
 def made_run(

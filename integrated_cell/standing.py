@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .claims import Estimate
+from .claims import UNASKED, Estimate, claimed, counted, doubt, readings
 from .prose import ABSENT, fill, shown, slug
 from .results import BadInput
 
@@ -30,37 +30,53 @@ def printed_numbers(
     return found
 
 # %% ../nbs/09_standing.ipynb #349b9810
-def _estimate(name, values) -> Estimate | None:  # a number, an estimate, or name, name_low and name_high
+_RULE = re.compile(r"(\S+) (<|>|of) (?:([\d.]+) )?(\S+)")
+
+
+def _chosen(text, values) -> str:  # of names with a bar between them the first that the run has
+    def first(m): return next((n for n in m[0].split("|") if values.get(n, ...) is not ...), m[0].split("|")[0])
+    return re.sub(r"\w+(\|\w+)+", first, text)
+
+
+def _estimate(name, values) -> Estimate | None:  # a plain number, or one of the run with the interval beside it
     if re.fullmatch(r"-?[\d.]+", name): return Estimate(float(name))
-    v, ends = values.get(name), [values.get(f"{name}_{end}") for end in ("low", "high")]
-    if isinstance(v, Mapping): v = v["value"]
-    if isinstance(v, bool) or not isinstance(v, (int, float)): return None
-    return Estimate(float(v)) if None in ends or ... in ends else Estimate(float(v), *map(float, ends))
+    v, stem = values.get(name), re.sub("_(median|mean|score)$", "", name)
+    if isinstance(v, list) and len(v) == 3 and v[1] <= v[0] <= v[2]: v = dict(zip(("value", "low", "high"), v))
+    beside = [(end, f"{of}{end}") for of in (stem, name) for end in ("_low", "_high", "_interval")]
+    own = {f"{name}{end}": values[at] for end, at in beside if values.get(at, ...) is not ...}
+    e = readings(own | {name: v}).get(name)
+    return None if e is None or np.isnan(e.value) else e
+
+# %% ../nbs/09_standing.ipynb #32ce7bef
+def _judged(rule, values) -> str:  # by its numbers alone
+    m = _RULE.fullmatch(rule)
+    if not m: return values[rule] if isinstance(values.get(rule), str) else _missing(rule, values)
+    a, b = (_estimate(n, values) for n in (m[1], m[4]))
+    if m[2] == "of" and b and not b.value: return UNASKED
+    if a is None or b is None: return _missing(m[4] if a else m[1], values)
+    if m[3]: b = Estimate(*(float(m[3])*v for v in b))
+    return counted(a.value, b.value) if m[2] == "of" else claimed(a, b) if m[2] == ">" else claimed(-a, -b)
 
 
-def _beyond(a, b) -> str:  # does a lie above b?
-    low, high = (a.value if np.isnan(end) else end for end in (a.low, a.high))
-    least, most = (b.value if np.isnan(end) else end for end in (b.low, b.high))
-    said = "holds" if low > most else "fails" if high < least else "open"
-    return said if said == "open" or not np.isnan(a.low) else f"{said} by the number alone"
+def _missing(name, values) -> str:  # what is to be said where a number is not there
+    return UNASKED if values.get(name, ...) is not ... else ABSENT
 
 
 def word(
-    rule: str,  # of book/claims.csv
+    claim,  # a row of book/claims.csv: chapter, rule, perhaps first
     values: Mapping,  # of one run
 ) -> str:
     "How a claim stands in a run"
-    m = re.fullmatch(r"(\S+) (<|>|of) (\S+)", rule.strip())
-    if not m: return shown(values.get(rule.strip()))
-    a, b = _estimate(m[1], values), _estimate(m[3], values)
-    if a is None or b is None: return ABSENT
-    if m[2] == ">": return _beyond(a, b)
-    if m[2] == "<": return _beyond(-a, -b)
-    return "holds" if a.value == b.value else "in part" if a.value else "fails"
+    rule = _chosen(claim.rule.strip(), values)
+    said = _judged(rule, values)
+    if said in (ABSENT, UNASKED): return said
+    asked = [f"{claim.chapter}_trained_verdict", getattr(claim, "first", ""), rule]
+    asked += [f"{name}_verdict" for name in re.findall(r"[a-z]\w+", rule)]
+    return next((d for d in (doubt(values.get(n, "")) for n in asked) if d), said)
 
 # %% ../nbs/09_standing.ipynb #acd5fa65
 COLOURS = {"holds": "success", "reached": "success", "ahead": "success", "fails": "danger", "missed": "danger",
-           "under": "danger", "behind": "danger", "not in this run": "light"}  # by how a word begins
+           "under": "danger", "behind": "danger", "not in this run": "light", "cannot": "light"}  # by how a word begins
 
 
 def badge(
@@ -73,24 +89,32 @@ def badge(
 
 
 # %% ../nbs/09_standing.ipynb #b6b412e0
-def _asked(claim) -> tuple[set, set]:  # numbers that a claim needs; those that its chapter may lack (question mark)
-    found = re.findall(r"\{\{ (\w+)(\??) \}\}", claim.found)
-    of_rule = {n for n in re.findall(r"[a-z]\w*", claim.rule) if n != "of"}
-    excused = {n for n, mark in found if mark}
-    return ({n for n, _ in found} | of_rule) - excused, excused
+def _asked(claim, values) -> tuple[str, set, set]:  # what was found; numbers that it needs; those that may lack (?)
+    found, rule = _chosen(claim.found, values), _chosen(claim.rule, values)
+    named = re.findall(r"\{\{ (\w+)(\??) \}\}", found)
+    excused = {n for n, mark in named if mark}
+    of_rule = {n for n in re.findall(r"[a-z]\w*", rule) if n != "of"}
+    return found, ({n for n, _ in named} | of_rule) - excused, excused
+
+
+def _number(name, values, rule) -> str:  # as the table shows it: with its interval, which stays on one line
+    v, e = values.get(name, ...), _estimate(name, values)
+    sizes = isinstance(v, list) and name not in rule  # three numbers that are not judged: of an image
+    said = ABSENT if v is ... else str(e) if e and not np.isnan(e.low) and not sizes else shown(v)
+    return re.sub(r" \[(\S+), (\S+)\]", "\u00a0[\\1,\u00a0\\2]", said)
 
 
 def _cell(claim, values) -> str:  # of a claim in a run: the word, and the numbers that it follows from
-    needed, excused = _asked(claim)
+    found, needed, excused = _asked(claim, values)
     ran = any(n.startswith(f"{claim.chapter}_") for n in values)
     lost = sorted(n for n in needed if values.get(n, ...) is ...)
     if ran and lost:
         raise BadInput(f"book/claims.csv: '{claim.claim}' needs {lost[0]}, which the chapter {claim.chapter} "
                        "did not write, or wrote twice; correct the name")
-    if any(values.get(n) in (None, ...) for n in needed | excused): return badge(ABSENT)
-    said = fill(claim.found, values, "book/claims.csv")
-    said = re.sub(r" \[(\S+), (\S+)\]", "\u00a0[\\1,\u00a0\\2]", said)  # an interval stays on one line
-    return f"{badge(word(claim.rule, values))} {said}" if claim.rule else said
+    said = ABSENT if lost else word(claim, values) if claim.rule else ""
+    if said in (ABSENT, UNASKED): return badge(said)
+    text = fill(found, {n: _number(n, values, claim.rule) for n in needed | excused}, "book/claims.csv")
+    return f"{badge(said)} {text}" if said else text
 
 # %% ../nbs/09_standing.ipynb #cea62f68
 def standing(
@@ -100,11 +124,12 @@ def standing(
     link: Mapping[str, str],  # {chapter: address of its page}
 ) -> str:  # Markdown
     "The claims of a part, and how each stands in each run"
-    rows = []
+    rows, titles = [], [r["title"] for r in runs]
     for c in claims.fillna("").itertuples():
         claim = f"[{c.claim}]({link[c.chapter]})" if c.chapter in link else c.claim
-        rows.append([claim, say(c.printed), *(_cell(c, r["values"]) for r in runs)])
-    return markdown_table(["claim", "the paper", *(r["title"] for r in runs)], rows)
+        cells = zip(["the paper", *titles], [say(c.printed), *(_cell(c, r["values"]) for r in runs)])
+        rows.append([claim, *(f"<span class=of>{of}</span> {cell}" for of, cell in cells)])
+    return ":::{container} claims\n" + markdown_table(["claim", "the paper", *titles], rows) + "\n:::"
 
 
 def markdown_table(
@@ -116,15 +141,21 @@ def markdown_table(
     return "\n".join(f"| {' | '.join(r)} |" for r in lines)
 
 # %% ../nbs/09_standing.ipynb #b8802ae4
+def _count(claims, values) -> str:  # how many hold of those that are judged (+ those that are not)
+    said = [w for w in (word(c, values) for c in claims.itertuples()) if w not in (ABSENT, UNASKED)]
+    judged = [w for w in said if not doubt(w)]
+    n, more = sum(w.startswith(("holds", "reached", "ahead")) for w in judged), len(said) - len(judged)
+    return f"{n} of {len(judged)}" + (f" (+ {more})" if more else "") if said else ABSENT
+
+
 def verdicts(
     claims: pd.DataFrame,  # book/claims.csv
     parts: Mapping[str, str],  # {name: title}
     columns: Sequence[Mapping],  # title, values
 ) -> str:  # Markdown
-    "Of how many claims of each part it can be said that they hold"
-    def count(rules, values):
-        said = [w for w in (word(rule, values) for rule in rules) if w != ABSENT]
-        return f"{sum(w.startswith(('holds', 'reached', 'ahead')) for w in said)} of {len(said)}" if said else ABSENT
-    rules = {p: claims[(claims.part == p) & claims.rule.notna()].rule for p in parts}
-    rows = [[f"[{parts[p]}]({p}.md)", *(count(of, c["values"]) for c in columns)] for p, of in rules.items() if len(of)]
+    "Of how many claims of each part it can be said that they hold; + those of models that cannot be relied on"
+    rules = {p: claims[(claims.part == p) & claims.rule.notna()].fillna("") for p in parts}
+    rows = []
+    for p, of in rules.items():
+        if len(of): rows.append([f"[{parts[p]}]({p}.md)", *(_count(of, c["values"]) for c in columns)])
     return markdown_table(["claims that hold", *(c["title"] for c in columns)], rows)

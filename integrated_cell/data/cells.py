@@ -221,8 +221,12 @@ class Cells:
     @property
     def shape(self) -> tuple[int, ...]: return tuple(self.images.shape[2:])
 
-    def rows(self, split: str) -> np.ndarray:  # of "train", "validation" (none, where no share was asked for) or "test"
-        return np.flatnonzero(self.table.split == split)
+    def rows(self,
+        split: str,  # "train", "validation" (none, where no share was asked for) or "test"
+        structure: str | None = None,  # None: of all classes
+    ) -> np.ndarray:
+        wanted = self.table.split == split
+        return np.flatnonzero(wanted if structure is None else wanted & (self.table.structure == structure))
 
     def batches(self, rows, batch_size: int, **kwargs) -> Batches:
         return Batches(self.images, self.table.y.to_numpy(), rows, batch_size, voxel_um=self.voxel_um, **kwargs)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Q', 'LOOKERS', 'MEASURES', 'ImageSet', 'observed', 'observed_sets', 'generated_sets', 'Seen', 'look', 'look_at',
            'pairs_of', 'more_alike', 'spread_out', 'inception', 'inception_by_structure', 'surest', 'printed_inception',
-           'fidelity', 'named_right', 'by_set', 'examples']
+           'of_ceiling', 'fidelity', 'named_right', 'by_set', 'examples']
 
 # %% ../../nbs/74_evaluation.distribution.ipynb #8790ee45
 from collections.abc import Callable, Mapping, Sequence
@@ -213,6 +213,14 @@ def printed_inception() -> pd.DataFrame:  # kind, split, structure ("all structu
         rows += [dict(kind=kind, split=split, structure=c, score=v, ceiling=ceiling[c]) for c, v in score.items()]
     return pd.DataFrame(rows).replace({"all classes": "all structures", "generated": "generated, normal"})
 
+# %% ../../nbs/74_evaluation.distribution.ipynb #3f5f3d1e
+def of_ceiling(
+    t: pd.DataFrame,  # score and ceiling, perhaps low and high: of `inception` or `printed_inception`
+) -> pd.DataFrame:  # the same, and value; low and high with it
+    "Inception scores as shares of the highest that there is"
+    ends = {end: t[end]/t.ceiling for end in ("low", "high") if end in t}
+    return t.assign(value=t.score/t.ceiling, **ends)
+
 # %% ../../nbs/74_evaluation.distribution.ipynb #05600471
 MEASURES = ["accuracy", "precision", "density", "recall", "coverage", "frechet", "kernel"]
 
@@ -263,7 +271,8 @@ def named_right(
 def by_set(
     table: pd.DataFrame,  # of `fidelity`
     scored: pd.DataFrame,  # of `inception`
-) -> dict[str, dict]:  # by set: each measure with _low and _high, n, n_named, inception scores and their ceiling
+) -> dict[str, dict]:  # by set: each measure with _low and _high, n, n_named, inception scores and their ceiling,
+    # and of drawn images recall_share and coverage_share, as shares of those of encoded and decoded ones
     "Every set's numbers for metrics.json, under the names that the chapter comparison reads"
     of, scored = {}, scored[scored.split == "test"].set_index(["kind", "by"])
     for kind, t in table.groupby("images", sort=False):
@@ -272,6 +281,8 @@ def by_set(
         of[kind] = flat | dict(n=int(t.n["precision"]), n_named=int(t.n["accuracy"]),
                                inception=scored.score[kind, "judge"], inception_own=scored.score[kind, "own"],
                                inception_ceiling=scored.ceiling[kind, "own"])
+        base = of.get("encoded-decoded") if kind.startswith("generated") else None
+        if base: of[kind] |= {f"{m}_share": t.value[m]/base[m] if base[m] else None for m in ("recall", "coverage")}
     return of
 
 # %% ../../nbs/74_evaluation.distribution.ipynb #8ba328b0

@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from ..claims import estimate
-from ..data.cells import CHANNELS_R, Cells
+from ..data.cells import Cells
 from .correlation import spearman
-from .metrics import in_batches
 from .truth import by_structure
-from ..integration.conditional import Conditional
+from ..integration.conditional import Conditional, encode_shape
 from ..integration.integrate import decode
 
 # %% ../../nbs/77_evaluation.predictions.ipynb #8343241d
@@ -107,9 +106,9 @@ def beside_truth(
     seed: int = 0,
 ) -> list[np.ndarray]:  # (1, *shape) in [0, 1], of `KINDS`
     "All predictions of one structure in one cell, as pictures"
-    device, noise = next(model.parameters()).device, torch.Generator().manual_seed(seed)
+    noise = torch.Generator().manual_seed(seed)
     u_s = torch.randn(n, model.settings["n_latent_s"], generator=noise)
-    z_r = in_batches(lambda x: model.enc_r(x[:, CHANNELS_R]), cells, np.array([row]), 1, device)
+    z_r = encode_shape(model, cells, np.array([row]), 1)
     u_s = torch.cat([0*u_s[:1], u_s])
     x_hat = decode(model, prior, z_r.expand(n + 1, -1), torch.full((n + 1,), structure), u_s).numpy()
     mean, one = samples.mean(0)/255, samples[0]/255

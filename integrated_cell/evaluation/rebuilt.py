@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'window_side', 'measures', 'camera_mean', 'rebuild', 'class_means', 'redrawn', 'summary', 'lost',
-           'ranked_cells']
+           'ranked_cells', 'rebuilt_correlation', 'pictured']
 
 # %% ../../nbs/46_evaluation.rebuilt.ipynb #0002
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
 from ..claims import Estimate, mean_interval
-from .metrics import image_correlation
+from .metrics import image_correlation, in_batches, per_cell
 from ..simulation.camera import camera
 from ..simulation.stem import PHOTONS, expected_cell
 from ..training.losses import entropy_floor
@@ -153,3 +153,30 @@ def ranked_cells(
     "Of each structure the cell that is rebuilt as well as a share of the others"
     of = table[table.split == split].sort_values("correlation").groupby("structure").cell
     return np.array([of.get_group(c).iloc[int(below*(len(of.get_group(c)) - 1))] for c in classes])
+
+# %% ../../nbs/46_evaluation.rebuilt.ipynb #d77ec1bc
+def rebuilt_correlation(
+    model,  # Conditional, in eval mode
+    cells,  # Cells
+    parts: dict[str, np.ndarray],  # rows, by the name that they have in the column answer
+    batch_size: int = 30,
+) -> pd.DataFrame:  # answer, cell, channel, value: as `metrics.baselines` gives it
+    "Correlation of every rebuilt cell with the observed one"
+    def of(x): return image_correlation(model(x)[0], x)
+    found = [per_cell(name, rows, ["membrane", "structure", "dna"],
+                      in_batches(of, cells, rows, batch_size, next(model.parameters()).device))
+             for name, rows in parts.items()]
+    return pd.concat(found, ignore_index=True)
+
+# %% ../../nbs/46_evaluation.rebuilt.ipynb #1044a496
+def pictured(
+    model,  # Conditional, in eval mode
+    cells,  # Cells
+    rows: np.ndarray,  # (K,) a cell of each structure
+    name: str,  # of these cells
+    rebuilt: str = "rebuilt",  # name of what the model makes of them
+    batch_size: int = 30,
+) -> dict[str, list]:  # by name K pictures (3, *s)
+    "Cells, and the same rebuilt, as `plot.sliced` takes them (Figure S2)"
+    made = in_batches(lambda x: model(x)[0], cells, rows, batch_size, next(model.parameters()).device)
+    return {name: [cells[i] for i in rows], rebuilt: [*made.numpy()]}

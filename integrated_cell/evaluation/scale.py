@@ -19,6 +19,7 @@ from ..integration.prior import Flow, Normal
 from ..claims import Estimate, from_draws
 from ..data.cells import CHANNELS_R
 from .c2st import c2st_many, median_mad
+from .metrics import in_batches
 from ..results import BadInput
 from ..simulation.stem import expected_cell
 from ..simulation.yeast import cell_channels
@@ -89,11 +90,12 @@ class Side:
         classes: Sequence[str],  # those that are judged
         rng: np.random.Generator,
         n_images: int = 0,  # test cells of a class, at most; 0: as many as the smallest class has
+        versions: Sequence[str] = ("observed",),  # of real cells that are judged, as far as they are known
     ):
         self.cells, self.every, self.classes = cells, list(every), list(classes)
+        self.versions = [v for v in versions if v == "observed" or simulated(cells)] or ["observed"]
         self.channels = [*CHANNELS_R, 1] if len(cells.shape) == 3 else [0, 1]
-        of = {s: cells.table.structure.iloc[cells.rows(s)] for s in ("test", "train")}
-        self.rows = {(c, s): rng.permutation(cells.rows(s)[of[s] == c]) for c in every for s in of}
+        self.rows = {(c, s): rng.permutation(cells.rows(s, c)) for c in every for s in ("test", "train")}
         least = min(len(self.rows[c, "test"]) for c in classes)
         self.n = min(n_images or least, least)
         for c in classes: self.rows[c, "test"] = self.rows[c, "test"][:self.n]
@@ -110,6 +112,23 @@ class Side:
         if version == "observed": return np.stack([self.cells[int(i)][self.channels] for i in rows])
         images = (self._before_camera(int(i))[self.channels] for i in rows)
         return np.stack([np.rint(255*x).astype(np.uint8) for x in images])
+
+    def drawn(self,
+        gens: Mapping[str, Mapping],  # kind: class: a generator
+        seed: int = 0,
+    ) -> dict[str, dict[str, np.ndarray]]:  # kind: class: (n, c, *s) uint8
+        "As many images as there are test cells"
+        return {kind: {c: draw(gen, self.n, seed + k) for k, (c, gen) in enumerate(of.items())}
+                for kind, of in gens.items()}
+
+    def encoded(self,
+        model: Conditional,  # of 3D cells
+        split: str,
+    ) -> dict[str, np.ndarray]:  # class: (n, 3, *s) uint8
+        "Cells of a split encoded and decoded, as many as there are test cells"
+        rows = {c: self.rows[c, split][:self.n] for c in self.classes}
+        seen = {c: in_batches(lambda x: model(x)[0], self.cells, r)[:, self.channels] for c, r in rows.items()}
+        return {c: (255*x).round().byte().numpy() for c, x in seen.items()}
 
     def others(self,
         c: str,
@@ -136,13 +155,12 @@ def _pairs(side, drawn, version, n_others):  # name: (test cells, images against
 def two_sample(
     side: Side,
     drawn: Mapping[str, Mapping[str, np.ndarray]],  # kind: class: (n, c, *s) uint8
-    versions: Sequence[str],  # of the real cells
     n_others: int = 0,  # other classes that each is held against, at most; 0: all
     batch_size: int = 64,  # at most half of a class
     **how,  # of `c2st_many`: n_splits, n_steps, n_filters, lr, seed
 ) -> pd.DataFrame:  # a row a split: version, structure, images, score ...
     "Scores of a family's images and of real cells, by the same critics (Osokin et al. 2017, section 5.1)"
-    pairs = {name: pair for v in versions for name, pair in _pairs(side, drawn, v, n_others).items()}
+    pairs = {name: pair for v in side.versions for name, pair in _pairs(side, drawn, v, n_others).items()}
     table = c2st_many(pairs, batch_size=min(batch_size, side.n//2), **how)
     table[["version", "structure", "images"]] = table.name.str.split("|", expand=True)[[0, 1, 2]]
     return table
@@ -164,7 +182,6 @@ def _made(side, c, rows, gens, encoded, n_steps, restarts, seed):  # kind: image
 def rebuilt(
     side: Side,
     gens: Mapping[str, Mapping],  # kind: class: a generator
-    versions: Sequence[str],  # of the test cells
     encoded: Mapping[str, np.ndarray] | None = None,  # class: test cells encoded and decoded
     n: int = 0,  # test cells of a class, at most; 0: all
     n_steps: int = 50,  # of L-BFGS (the paper: 50)
@@ -176,7 +193,7 @@ def rebuilt(
     for c in side.classes:
         rows = side.rows[c, "test"][:n or None]
         made, nll = _made(side, c, rows, gens, encoded, n_steps, restarts, seed)
-        for v in versions:
+        for v in side.versions:
             x = side.see(v, rows)
             shown.setdefault("test cell" if v == "observed" else v, {})[c] = x[0]
             for kind, y in made.items():
@@ -188,19 +205,19 @@ def rebuilt(
 
 # %% ../../nbs/72_evaluation.scale.ipynb #61afc47b
 def on_one_scale(
-    table: pd.DataFrame,  # long: family, version, images, structure, and a value a repeat
+    table: pd.DataFrame,  # long: family, version, images, structure, a value a repeat, and perhaps nll
     value: str,  # column, e.g. "score"
     unit: str,  # the images whose median is 1, e.g. "other class"
     seed: int = 0,
-) -> pd.DataFrame:  # method, family, version, images, median, mad, unit, value, low, high
+) -> pd.DataFrame:  # method, family, version, images, n (repeats), median, mad, unit, value, low, high, nll (median)
     "Medians in units of real images of the same data; nan where those are not clearly above 0"
-    rows, classes = [], {}
-    for key, t in table.groupby(["family", "version", "images"], sort=False):
-        classes[key] = np.stack([of.to_numpy() for _, of in t.groupby("structure")[value]])
+    rows, classes, groups = [], {}, table.groupby(["family", "version", "images"], sort=False)
+    for key, t in groups: classes[key] = np.stack([of.to_numpy() for _, of in t.groupby("structure")[value]])
     for (family, version, images), of in classes.items():
         by = classes[family, version, unit]
         e = ratio_interval(of, by, seed=seed)
         method = f"{family}, {images}, {version}"
-        rows.append((method, family, version, images, *median_mad(of), np.median(by), *e))
-    columns = ["method", "family", "version", "images", "median", "mad", "unit", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
+        rows.append((method, family, version, images, of.size, *median_mad(of), np.median(by), *e))
+    columns = ["method", "family", "version", "images", "n", "median", "mad", "unit", "value", "low", "high"]
+    t = pd.DataFrame(rows, columns=columns)
+    return t.assign(nll=groups.nll.median().to_numpy()) if "nll" in table else t

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MITOTIC_SHIFTS', 'phases', 'equally', 'Varied', 'measure_truth', 'order_kept', 'halves', 'cliffs_delta',
-           'mitotic_shifts', 'shifts_of', 'signs', 'agreement', 'pooled', 'by_prior', 'ends', 'pictures_of_ends']
+           'mitotic_shifts', 'beside_paper', 'shifts_of', 'signs', 'agreement', 'pooled', 'by_prior', 'ends',
+           'pictures_of_ends']
 
 # %% ../../nbs/44_evaluation.shifts.ipynb #585f5112
 from collections.abc import Sequence
@@ -149,6 +150,14 @@ def mitotic_shifts(
     table = pd.DataFrame([cliffs_delta(*g, n_boot, seed)._asdict() for g in groups]).assign(structure=classes, p=p)
     table = table.assign(q=stats.false_discovery_control(p), paper=table.structure.map(MITOTIC_SHIFTS))
     return table.sort_values("paper", ascending=False, kind="stable", ignore_index=True)[_SHIFT]
+
+# %% ../../nbs/44_evaluation.shifts.ipynb #2be12cdc
+def beside_paper(
+    shifts: pd.DataFrame,  # of `mitotic_shifts` or `shifts_of`
+) -> pd.DataFrame:  # the same, and method: the structure, and behind it what the paper reports
+    "Shifts as the figures name them"
+    said = shifts.paper.map({1: " (paper: more)", -1: " (paper: less)"}).fillna("")
+    return shifts.assign(method=shifts.structure + said)
 
 # %% ../../nbs/44_evaluation.shifts.ipynb #9de8e387
 def shifts_of(

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from ..claims import mean_interval
-from ..data.cells import CHANNELS_R, Cells
+from ..data.cells import Cells
 from .classify import scores
 from .correlation import spearman
 from .metrics import image_correlation, in_batches
@@ -70,8 +70,8 @@ def _trained(reference, cells, own, folder, fixed, seed, device):  # phase 2 on 
     return model.to(device).eval()
 
 
-def _priors(model, cells, own, folder, batch_size, n_epochs, seed, device):  # the paper's, and a flow of these cells
-    z_r, z_s = in_batches(lambda x: (model.enc_r(x[:, CHANNELS_R]), model.enc_rs(x)[2]), cells, own, batch_size, device)
+def _priors(model, cells, own, folder, batch_size, n_epochs, seed):  # the paper's, and a flow of these cells
+    z_r, _, _, z_s = conditional.encode(model, cells, own, batch_size)
     torch.manual_seed(seed)
     flow = Flow(z_r.shape[1], z_s.shape[1], len(cells.classes), n_layers=6, width=64, dropout=.2)
     fit_flow(flow, z_r, z_s, torch.from_numpy(cells.table.y.to_numpy()[own]), np.arange(len(own)) % 10 == 9, n_epochs,
@@ -95,7 +95,7 @@ def at_size(
     if known["settings"] == wanted: return known | {"trained": False}
     seed, size, rows = judged["seed"], fixed["batch_size"], np.array(judged["rows"])
     model = _trained(reference, cells, own, folder, fixed, seed, device)
-    priors = _priors(model, cells, own, folder/"prior", size, judged["n_epochs_flow"], seed, device)
+    priors = _priors(model, cells, own, folder/"prior", size, judged["n_epochs_flow"], seed)
     truth = {p: against_truth(model, priors[p].to(device), cells, rows, samples, judged["n_samples"], seed)
              for p in judged["priors"].split(",")}
     found = dict(settings=wanted, truth={p: t.to_dict("list") for p, t in truth.items()})

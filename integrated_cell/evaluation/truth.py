@@ -24,9 +24,8 @@ from torch import nn
 
 from ..claims import from_draws
 from ..data.cells import CHANNELS_R, Cells
-from ..integration.conditional import Conditional
+from ..integration.conditional import Conditional, encode_shape
 from ..integration.integrate import decode
-from .metrics import in_batches
 from ..results import BadInput, whole
 from ..simulation.stem import PHOTONS, camera, resample_structure
 from .correlation import spearman
@@ -163,8 +162,7 @@ def against_truth(
 ) -> pd.DataFrame:  # a row a cell and structure, cells first: row, structure, stage, and the numbers of `compare`,
     # with error_most_probable and variation_truth
     "The mean over z_s, the most probable image, the samples and their variation, against true samples"
-    device, table = next(model.parameters()).device, []
-    z_r = in_batches(lambda x: model.enc_r(x[:, CHANNELS_R]), cells, rows, batch_size, device)
+    z_r, table = encode_shape(model, cells, rows, batch_size), []
     u_s = torch.randn(n, model.settings["n_latent_s"], generator=torch.Generator().manual_seed(seed))
     u_s = torch.cat([0*u_s[:1], u_s])  # the most probable first
     for i, row in enumerate(rows):

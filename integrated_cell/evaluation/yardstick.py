@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIKE', 'NATS', 'class_images', 'judge', 'with_all', 'medians', 'real_against_real', 'square', 'others', 'near_0',
-           'resembling', 'variants', 'power', 'known_pairs', 'slope_of_penalty', 'Yardstick', 'unit', 'paper_scores',
-           'two_critics']
+           'resembling', 'variants', 'by_variants', 'power', 'known_pairs', 'slope_of_penalty', 'Yardstick', 'unit',
+           'by_critics', 'paper_scores', 'two_critics']
 
 # %% ../../nbs/73_evaluation.yardstick.ipynb #da58d51f
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..claims import printed
+from ..claims import differences, printed
 from .c2st import c2st_many, median_mad
 from ..results import BadInput
 
@@ -29,11 +29,8 @@ def class_images(
     most: int = 0,  # images of a class and split; 0: all
 ) -> dict[str, dict[str, np.ndarray]]:  # [split][class] (n, c, *s) uint8
     "Images of each class, split by split, in an order by chance"
-    images, of, found = np.asarray(cells.images[:]), cells.table.structure.to_numpy(), {}
-    for split in splits:
-        rows = cells.rows(split)
-        found[split] = {c: images[rng.permutation(rows[of[rows] == c])][:most or None] for c in classes}
-    return found
+    images = np.asarray(cells.images[:])
+    return {s: {c: images[rng.permutation(cells.rows(s, c))][:most or None] for c in classes} for s in splits}
 
 # %% ../../nbs/73_evaluation.yardstick.ipynb #d02087ae
 def judge(
@@ -141,6 +138,20 @@ def variants(
     return found
 
 
+def by_variants(
+    sets: Mapping,  # of `class_images`: [split][class]
+    pairs: Sequence[str],  # "test|train", the last two classes that differ
+    changes: Mapping[str, dict],  # of `variants`
+    **settings,  # of `c2st_many`
+) -> pd.DataFrame:  # critic, pair, split, score, score_penalised, n; scaled: in the median of the last pair
+    "The same pairs by several critics"
+    images = {(pair,): (sets["test"][a], sets["train"][b]) for pair in pairs for a, b in [pair.split("|")]}
+    found = [judge(images, ["pair"], **settings | change).assign(critic=c) for c, change in changes.items()]
+    seen = pd.concat(found or [judge({}, ["pair"]).assign(critic="")], ignore_index=True)
+    last = seen[seen.pair == pairs[-1]].groupby("critic").score.median().abs()
+    return seen.assign(scaled=seen.score/seen.critic.map(last))
+
+
 def power(
     scores: pd.DataFrame,  # columns critic, pair, split, score, score_penalised
     same: str,  # the pair that is a class with itself
@@ -234,6 +245,14 @@ class Yardstick:
         "Scores with this test's settings, but for those that are changed"
         return judge(pairs, names, **self.settings | changed)
 
+    def drawn(self,
+        test: Mapping[str, np.ndarray],  # test images, by protein
+        images: Mapping[tuple[str, str], np.ndarray],  # (model, protein): what was drawn
+        **changed,
+    ) -> pd.DataFrame:  # model, protein, split, score, score_penalised
+        "What models draw against the microscope's images of the same protein (Table 2)"
+        return self.judge({(m, p): (test[p], x) for (m, p), x in images.items()}, **changed)[_COLUMNS]
+
     def scaled(self,
         scores: pd.DataFrame,  # protein, score, score_penalised
         penalised: bool = False,  # with the gradient penalty, which real images have too
@@ -257,6 +276,16 @@ def unit(
     for s in ones:
         if len(of[s]) and of[s].min() > max(0, of[zero].max()): return s, float(of[s].median())
     return "the critic's own unit", 1.
+
+
+def by_critics(
+    judges: Mapping[str, pd.DataFrame],  # critic: model, protein, split, scaled
+    pairs: Sequence[tuple[str, str]],  # of `families.rivals`
+) -> pd.DataFrame:  # method "family, critic", and what `differences` gives
+    "How far a GAN lies behind the WGAN-GP of its family, by several critics, mean over proteins (Figure 3)"
+    found = [differences(t, pairs, "model", "scaled", within="protein") for t in judges.values()]
+    found = [t.assign(method=t.a.str.removesuffix(" gan") + f", {c}") for c, t in zip(judges, found)]
+    return pd.concat(found, ignore_index=True)
 
 
 def paper_scores() -> pd.Series:  # by model, ascending

@@ -56,35 +56,34 @@ def walks(
 
 # %% ../../nbs/67_synthesis.courses.ipynb #bc03865d
 def courses(
-    true: tuple[np.ndarray, Mapping],  # phases (n,), and of `positions`: places (n, 1 + c) by name
-    drawn: tuple[np.ndarray, Mapping],  # the same of generated cells
+    places: Mapping[str, tuple],  # truth and generated: phases (n,), of `positions` (n, 1 + c); empty: not known
     proteins: Sequence[str],  # c names
     **kwargs,  # n_bins, n_boot, seed
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # courses by age, and distances of each from the truth
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # courses by age; how far the model and a baseline are from the true one
     "Each protein's course through the cycle beside the true one, and how far apart they are (section 5.3)"
-    lines, rows = [], []
-    for where in ("tips", "middle"):
+    lines, rows = [pd.DataFrame()], []
+    for where in ("tips", "middle") if places else ():
         for k, p in enumerate(proteins, 1):
-            a, b = ((phase, place[where][:, k]) for phase, place in (true, drawn))
-            for name, of in (("truth", a), ("generated", b)):
-                course = along_cycle(*of, **kwargs).rename(columns={"mean": "value"})
-                lines.append(course.assign(protein=p, where=where, cells=name))
-            off, base = curve_distance(a, b, **kwargs), curve_distance(a, None, **kwargs)
-            rows.append((p, where, *off, *base))
-    columns = ["protein", "where", "value", "low", "high", "baseline", "baseline_low", "baseline_high"]
-    return pd.concat(lines, ignore_index=True), pd.DataFrame(rows, columns=columns)
+            of = {name: (phase, place[where][:, k]) for name, (phase, place) in places.items()}
+            for name, values in of.items():
+                course = along_cycle(*values, **kwargs).rename(columns={"mean": "value"})
+                lines.append(course.assign(course=f"{p}, {where}", cells=name))
+            for name, other in (("the model", of["generated"]), ("baseline", None)):
+                rows.append((f"{p}, {where}", name, *curve_distance(of["truth"], other, **kwargs)))
+    return pd.concat(lines, ignore_index=True), pd.DataFrame(rows, columns=["course", "of", "value", "low", "high"])
 
 # %% ../../nbs/67_synthesis.courses.ipynb #ffa87769
 def moves(
-    populations: Mapping[str, tuple[np.ndarray, np.ndarray]],  # cells: phases (n,), light in the middle (n, 1 + c)
+    places: Mapping[str, tuple],  # as `courses` takes them
     proteins: Sequence[str],
     fewest: int = 5,  # cells of either age; with fewer it is unknown
 ) -> pd.DataFrame:  # protein, cells, value, low, high, says
     "The middle's share in the last tenth of the cycle less that between 0.3 and 0.75, normal intervals"
     rows = []
     for k, p in enumerate(proteins, 1):
-        for name, (phase, middle) in populations.items():
-            late, early = middle[phase > .9, k], middle[(phase > .3) & (phase < .75), k]
+        for name, (phase, place) in places.items():
+            middle = place["middle"][:, k]
+            late, early = middle[phase > .9], middle[(phase > .3) & (phase < .75)]
             e = Estimate(np.nan)
             if min(len(late), len(early)) >= fewest:
                 d, half = late.mean() - early.mean(), 1.96*(late.var()/len(late) + early.var()/len(early))**.5

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'designs', 'draws_a_protein', 'rivals', 'neighbours', 'Streams', 'streams', 'prepared', 'sizes_of',
-           'folder', 'whole_epochs', 'fit_gan', 'Pair', 'Trained', 'open_gan', 'draw', 'side_by_side', 'shuffled',
-           'whole_cells']
+           'folder', 'whole_epochs', 'fit_gan', 'Pair', 'Trained', 'open_gan', 'histories', 'draw', 'side_by_side',
+           'shuffled', 'whole_cells']
 
 # %% ../../nbs/62_synthesis.families.ipynb #8b52ef87
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -310,6 +310,18 @@ def open_gan(
         known = ", ".join(map(str, kept)) or "none"
         raise BadInput(f"'{name}' was not kept after {at} steps; choose from {known}")
     return Trained([load(h/f"after-{at}" if at is not None else h, Gan) for h in homes], kept)
+
+
+def histories(
+    results: str | Path,  # folder of the run
+    names: Sequence[str],  # of models
+    losses: Sequence[str],  # columns of history.csv
+) -> pd.DataFrame:  # model, epoch, loss, value; of several networks their mean
+    "What was written down while models learnt"
+    files = [(m, f) for m in names for f in sorted(folder(results, m).rglob("history.csv")) if "after-" not in str(f)]
+    every = pd.concat([pd.read_csv(f).assign(model=m) for m, f in files])
+    mean = every.groupby(["model", "epoch"], sort=False).mean(numeric_only=True).reset_index()
+    return mean.melt(["model", "epoch"], [c for c in losses if c in mean], "loss").dropna(ignore_index=True)
 
 # %% ../../nbs/62_synthesis.families.ipynb #07602c37
 @torch.no_grad()

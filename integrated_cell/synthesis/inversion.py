@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from ..claims import mean_interval
+from ..claims import mean_interval, printed
 from ..evaluation.c2st import median_mad
 from ..simulation.yeast import cell_channels
 from .reconstruct import nearest, noise_nll, reconstruct
@@ -70,7 +70,7 @@ def errors_and_likelihoods(
     found: pd.DataFrame,  # of `inverted`
     rng: np.random.Generator,
     n: int = 10000,  # draws of random noise
-) -> pd.DataFrame:  # way, n, error, error_mad, nll, nll_mad
+) -> pd.DataFrame:  # way, n, error, error_mad, nll, nll_mad; error_paper, nll_paper: as printed
     "Medians and MAD over images: neighbours, random noise, regular and separable searches (Table 3)"
     rows, columns = [], ["way", "search", "n", "error", "error_mad", "nll", "nll_mad"]
     for (kind, way), t in found.groupby(["search", "way"], sort=False):
@@ -81,8 +81,10 @@ def errors_and_likelihoods(
         rows.append((f"random noise, {int(w)} dimensions", " noise", n, np.nan, np.nan, *noise))
     order = {"": 0, " noise": 1, "regular": 2, "separable": 3}
     t = pd.DataFrame(rows, columns=columns)
-    t = t.sort_values("search", key=lambda s: s.map(order), kind="stable")
-    return t.drop(columns="search").reset_index(drop=True)
+    t = t.sort_values("search", key=lambda s: s.map(order), kind="stable", ignore_index=True)
+    three, asked = printed("osokin2017", "3"), t.way.str.replace(", 100 dimensions", "")
+    asked = asked.str.replace(r", (regular|separable)$", r" \1", regex=True)
+    return t.drop(columns="search").assign(error_paper=asked.map(three.error), nll_paper=asked.map(three.nll))
 
 
 def surprise(
