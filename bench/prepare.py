@@ -15,7 +15,7 @@ from record import record
 from scipy import ndimage
 
 from integrated_cell.app import write_ome
-from integrated_cell.data.prepare import prepare_table
+from integrated_cell.data.own import prepare_table
 from integrated_cell.simulation.stem import simulate_cells
 
 N_PAPERS_CELLS = 216_062  # of the data set hiPSC v1

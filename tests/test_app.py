@@ -9,6 +9,7 @@ from bioio import BioImage
 from conftest import PROJECT, one_sentence, run
 
 from integrated_cell.app import main, write_ome
+from integrated_cell.data.image import image_name
 from integrated_cell.integration.conditional import Conditional
 from integrated_cell.integration.integrate import integrate
 from integrated_cell.training.train import load, save
@@ -58,10 +59,10 @@ def test_an_image_of_the_models_shape_is_taken_as_it_is(model, tmp_path):
 
 
 @pytest.mark.parametrize("make, arguments, words", [
-    (lambda p: write_ome(p, one_cell(), ["a", "b"], (.25, .15, .15)), [], ["which of its 2 channels is 'membrane'", "a, b"]),
+    (lambda p: write_ome(p, one_cell(), ["a", "b"], (.25, .15, .15)), [], ["which of its 2 channels (called a, b) is membrane"]),
     (lambda p: tifffile.imwrite(p, one_cell(), metadata={"axes": "CZYX"}), ["--channels", "membrane=0,dna=1"], ["a.ome.tif"]),
     (lambda p: write_ome(p, one_cell(), ["membrane", "dna"], (.25, .15, .15)), ["--channels", "membrane=0,dna=5"], ["no channel 5"]),
-    (lambda p: write_ome(p, one_cell(), ["membrane", "dna"], (.25, .15, .15)), ["--channels", "membrane=first"], ["membrane=0,dna=1"]),
+    (lambda p: write_ome(p, one_cell(), ["membrane", "dna"], (.25, .15, .15)), ["--channels", "membrane=first"], ["no channel first", "membrane, dna"]),
     (lambda p: write_ome(p, one_cell(), ["membrane", "dna"], (.25, .15, .15)), ["--channels", "membrane=1,dna=1"], ["both channel 1"]),
     (lambda p: write_ome(p, one_cell(), ["membrane", "dna"], (.25, .15, .15)), ["--voxel-um", "0,1,1"], ["above 0"]),
     (lambda p: write_ome(p, np.full((2, 8, 30, 30), 7, np.uint8), ["membrane", "dna"], (.25, .15, .15)), [], ["a.ome.tif", "constant"]),
@@ -106,6 +107,31 @@ def test_a_voxel_size_is_never_ignored(model, tmp_path):
         assert main(["integrate", str(model), str(tmp_path/"a.ome.tif"), "--out", str(tmp_path/out), *more]) == 0
     a, b = (BioImage(tmp_path/out/"a.integrated.ome.tif").data[0, 0] for out in ("as_said", "half"))
     assert (b > 127).sum() < .3*(a > 127).sum()
+
+
+def test_masks_channels_axes_and_scenes_as_for_training(model, tmp_path, capsys):
+    cell, voxel_um = one_cell(), (.25, .15, .15)
+    there, masks = cell > 60, dict(cells="m.tif", nuclei="n.tif")
+    def made(name, *more):
+        code = main(["integrate", str(model), str(tmp_path/name), "--out", str(tmp_path/"out"), *more])
+        return BioImage(tmp_path/f"out/{image_name(name)}.integrated.ome.tif").data[0] if code == 0 else capsys.readouterr().err
+    write_ome(tmp_path/"right.ome.tif", cell, ["membrane", "dna"], voxel_um)
+    for k, (file, x) in enumerate(zip(masks.values(), there)): tifffile.imwrite(tmp_path/file, np.concatenate([x*0, x*(k + 3)], 2).astype(np.uint8))
+    masked = ("--mask", str(tmp_path/"m.tif"), "--nucleus-mask", str(tmp_path/"n.tif"), "--label", "3")
+    right = made("right.ome.tif")
+    write_ome(tmp_path/"2024.01.05_a.ome.tif", np.concatenate([cell[::-1, :, ::-1], cell[::-1]], 3), ["DAPI", "CMDRP"], voxel_um)
+    assert "which of its 2 channels (called DAPI, CMDRP) is membrane and which dna" in made("2024.01.05_a.ome.tif", *masked)
+    found = made("2024.01.05_a.ome.tif", "--channels", "membrane=cmdrp,dna=0", *masked)
+    assert np.corrcoef(found[0].ravel(), right[0].ravel())[0, 1] > .9
+    assert "has a label and no cell_mask" in made("2024.01.05_a.ome.tif", "--label", "3")
+    assert "2 files of cell_mask and 1 images" in made("2024.01.05_a.ome.tif", *masked, "--mask", "x.tif")
+    tifffile.imwrite(tmp_path/"plain.tif", cell.swapaxes(0, 1), photometric="minisblack")
+    said = "--channels", "membrane=0,dna=1", "--voxel-um", "0.25,0.15,0.15"
+    assert "does not say what its axes (16, 2, 50, 60) are" in made("plain.tif", *said)
+    assert (made("plain.tif", *said, "--axes", "ZCYX") == right).all()
+    with tifffile.TiffWriter(tmp_path/"two.ome.tif", ome=True) as f:
+        for name, x in ("a", cell[::-1]), ("b", cell): f.write(x, photometric="minisblack", metadata=dict(axes="CZYX", Name=name))
+    assert "holds 2 images (a, b)" in made("two.ome.tif", *said) and (made("two.ome.tif", *said, "--scene", "b") == right).all()
 
 
 def test_the_other_images_go_on(model, tmp_path, capsys):

@@ -441,7 +441,7 @@ def test_a_segmented_field_goes_through_the_same_door(flat, tmp_path):
     store = field_cells(cells, nuclei, channels, (.3,)*n, .3, (12, 24, 32)[-n:], "TOM20", tmp_path/"store", "fov")
     assert len(store) == 6 and store.classes == ["TOM20"] and store.channels == ("membrane", "structure", "dna")
     assert store.voxel_um == (.3,)*n
-    assert store.table.cell_id.tolist() == [f"fov_{k}" for k in range(1, 7)] and not store.provenance["incomplete"]
+    assert store.table.cell_id.tolist() == [f"fov_{k}" for k in range(1, 7)]
     assert not store.provenance["left_out"]
     for i, x in enumerate(store.images):
         assert np.abs(np.array(ndimage.center_of_mass(x[2] > 127)) - (np.array(x.shape[1:]) - 1)/2).max() < .6
@@ -456,13 +456,13 @@ def test_cells_of_a_segmented_field_that_cannot_be_used(tmp_path):
     cut_channels = dict(channels, structure=dots[:, 8:])
     store = field_cells(cut, alone, cut_channels, *tight)
     bordering = [dict(cell_id=f"field_{k}", why="the border of the field cuts it") for k in (1, 2, 3)]
-    assert store.provenance["incomplete"] == [*bordering, dict(cell_id="field_5", why="it has no nucleus")]
+    assert store.provenance["left_out"] == [*bordering, dict(cell_id="field_5", why="it has no nucleus")]
     assert len(field_cells(cut, alone, cut_channels, *tight, whole=False)) == 5
     for bad, says in (((cells*1., nuclei, channels), "whole numbers"), ((cells, nuclei[:, 1:], channels), "must agree"),
-                      ((cells*0, nuclei, channels), "no cell"), ((cells, nuclei*0, channels), "none of its 6 cells"),
+                      ((cells*0, nuclei, channels), "no cell"), ((cells, nuclei*0, channels), "none of 6 cells"),
                       ((cells, nuclei, dict(channels, structure=dots[0])), "channel structure has shape")):
         with pytest.raises(BadInput, match=says): field_cells(*bad, *tight)
-    with pytest.raises(BadInput, match="none of 6 cells fits"):
+    with pytest.raises(BadInput, match="none of 6 cells can be used"):
         field_cells(cells, nuclei, channels, (.3,)*3, .3, (2, 4, 4), "TOM20")
 
 
@@ -473,6 +473,6 @@ def test_the_field_of_hipsc(tmp_path, monkeypatch):
     def flat(name): return tifffile.imread(next(folder.rglob(f"*_{name}_segmentation.tiff"))).max(0)
     channels = dict(membrane=None, structure=flat("structure"), dna=None)
     store = field_cells(flat("cell"), flat("nucleus"), channels, (.108, .108), .317, (96, 192), "TOM20")
-    assert len(store) + len(store.provenance["left_out"]) + len(store.provenance["incomplete"]) == 13
+    assert len(store) + len(store.provenance["left_out"]) == 13
     assert len(store) >= 11
     assert (store.images[:, 1].max((1, 2)) == 255).all()

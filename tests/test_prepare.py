@@ -11,8 +11,10 @@ from bioio_ome_zarr.writers import Channel, OMEZarrWriter
 from scipy import ndimage
 
 from integrated_cell.data.cells import Cells
-from integrated_cell.data.prepare import hela_cells, hela_stack, prepare_table
-from integrated_cell.data.stack import DoesNotFit, _fill, pose, prepare_cell, read_image, subtract_background
+from integrated_cell.data.image import read_image
+from integrated_cell.data.own import prepare_table
+from integrated_cell.data.prepare import hela_cells, hela_stack
+from integrated_cell.data.stack import DoesNotFit, _fill, pose, prepare_cell, subtract_background
 from integrated_cell.data.workers import in_turn
 from integrated_cell.results import BadInput
 
@@ -151,8 +153,8 @@ def test_sizes_and_names_come_from_the_file(tmp_path, stack):
 
 
 def test_a_size_without_unit_is_no_size(tmp_path, stack):
-    tifffile.imwrite(tmp_path/"plain.tif", stack)
-    tifffile.imwrite(tmp_path/"flat.tif", stack[:, 5]); ome(tmp_path/"n.ome.tif", stack)
+    tifffile.imwrite(tmp_path/"plain.tif", stack, metadata=dict(axes="CZYX"))
+    ome(tmp_path/"n.ome.tif", stack)
     imagej(tmp_path/"ij.tif", stack, unit="pixel")
     zarr(tmp_path/"z.ome.zarr", stack)
     for name in ("plain.tif", "n.ome.tif", "ij.tif", "z.ome.zarr"):
@@ -180,7 +182,7 @@ def test_corrupt_constant_nan_and_wrong_channels(tmp_path, stack):
         read_image(ome(tmp_path/"c.ome.tif", np.concatenate([stack[:2], stack[:1]*0]), **UM), channels=NAMES)
     with pytest.raises(BadInput, match="not finite"):
         read_image(ome(tmp_path/"n.ome.tif", np.where(stack > 100, np.nan, stack).astype(np.float32), **UM))
-    with pytest.raises(BadInput, match="has 2 channels .* where 3 are needed"):
+    with pytest.raises(BadInput, match="which of its 2 channels .* is membrane"):
         read_image(ome(tmp_path/"w.ome.tif", stack[:2], **UM), channels=NAMES)
     with pytest.raises(BadInput, match="2 time points"):
         read_image(ome(tmp_path/"t.ome.tif", np.stack([stack, stack]), axes="TCZYX", **UM))
@@ -206,7 +208,7 @@ def test_a_table_of_own_images_becomes_a_store(tmp_path):
     too_big = pd.DataFrame([dict(path="big.ome.tif", structure="a")])
     pd.concat([table, too_big]).to_csv(tmp_path/"cells.csv", index=False)
     cells = prepare_table(tmp_path/"cells.csv", tmp_path/"cells", .4, (24, 32, 56))
-    assert len(cells) == 4 and [left["cell_id"] for left in cells.provenance["left_out"]] == ["big.ome"]
+    assert len(cells) == 4 and [left["cell_id"] for left in cells.provenance["left_out"]] == ["big"]
     assert "needs a shape" in cells.provenance["left_out"][0]["why"]
     assert np.corrcoef(cells[0].ravel(), cells[2].ravel())[0, 1] > .98
     assert Cells.open(tmp_path/"cells").table.equals(cells.table)

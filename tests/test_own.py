@@ -1,0 +1,334 @@
+"Own images: what files and tables say is never ignored, what goes wrong is one sentence, and a segmented field goes in"
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from test_prepare import UM, body, ome, zarr
+
+from integrated_cell.data.image import image_name, pick_channels, read_image, read_labels
+from integrated_cell.data.own import own_image, prepare_table, read_table
+from integrated_cell.results import BadInput
+
+ROOM = .4, (24, 32, 56)  # voxel size and shape that hold the cell of test_prepare
+
+
+def named(path, *names, **more):
+    "The cell of test_prepare with its channels in the order of `names`, each the first letter of its role"
+    order = ["msd".index(n.strip().lower()[0]) for n in names]
+    return ome(path, body()[0][order], Channel={"Name": [n[2:] for n in names]}, **{**UM, **more})
+
+
+def one(tmp_path, path, **row):
+    "Prepare a table of one image"
+    of_all = {k: row.pop(k) for k in list(row) if k in ("of_all",)}.get("of_all", {})
+    return prepare_table(pd.DataFrame([dict(path=str(path), structure="a", **row)]), None, *ROOM, test_fraction=0, **of_all)
+
+
+def said(of, *args, **kwargs):
+    "The one sentence of a refusal"
+    with pytest.raises(BadInput) as e: of(*args, **kwargs)
+    assert "\n" not in str(e.value) and "Traceback" not in str(e.value)
+    return str(e.value)
+
+
+@pytest.fixture
+def right(tmp_path):
+    return one(tmp_path, named(tmp_path/"right.ome.tif", "m membrane", "s structure", "d dna"))[0]
+
+
+# ------------------------------------------------------------------------------------------------ channels
+
+def test_names_decide_whatever_the_order(tmp_path, right):
+    for k, names in enumerate((["d dna", "m membrane", "s structure"], ["d dna ", "m  Membrane", "s STRUCTURE"])):
+        assert np.array_equal(one(tmp_path, named(tmp_path/f"{k}.ome.tif", *names))[0], right)
+
+
+@pytest.mark.parametrize("names, lacking, channels", [
+    (["d dna", "m membrane", "s GFP"], "which of its 3 channels (called dna, membrane, GFP) is structure?", "structure=GFP"),
+    (["d DAPI", "m CellMask", "s GFP"], "is membrane and which structure and which dna?", "membrane=CellMask, structure=gfp,dna=0"),
+    (["m membrane", "s dna", "d dna"], "is structure and which dna?", "structure=1,dna=2")])
+def test_unknown_names_are_told_and_can_be_said(tmp_path, right, names, lacking, channels):
+    path = named(tmp_path/"a.ome.tif", *names)
+    told = said(one, tmp_path, path)
+    assert lacking in told and "by name or by number" in told and "a.ome.tif" in told
+    assert np.array_equal(one(tmp_path, path, channels=channels)[0], right), "for a row"
+    assert np.array_equal(one(tmp_path, path, of_all=dict(channels=channels))[0], right), "for the table"
+
+
+@pytest.mark.parametrize("channels, told", [
+    ("membrane=7", "no channel 7; it has 3 (dna, membrane, GFP)"), ("structure=RFP", "no channel RFP"),
+    ("structure=0", "both channel 0"), ("protein=GFP", "'protein=GFP' is not understood"), ("GFP", "not understood")])
+def test_channels_that_are_said_wrongly(tmp_path, channels, told):
+    assert told in said(one, tmp_path, named(tmp_path/"a.ome.tif", "d dna", "m membrane", "s GFP"), channels=channels)
+
+
+def test_placeholders_are_no_names():
+    for names in (["Channel:0:0", "Channel:0:1", "Channel:0:2"], ["C1", "C2", "C3"], ["0", "1", "2"], [""]*3):
+        assert pick_channels(names) == [0, 1, 2]
+    assert "called 405, 488, 640" in said(pick_channels, ["405", "488", "640"]), "a wavelength is a name"
+    assert "without names" in said(pick_channels, ["", ""], ["membrane", "dna"])
+    assert pick_channels(["405", "488", "640"], choice=dict(membrane="640", structure="488", dna="405")) == [2, 1, 0]
+
+
+def test_a_file_a_channel(tmp_path, right):
+    for role, x in zip(("membrane", "structure", "dna"), body()[0]):
+        tifffile.imwrite(tmp_path/f"{role}.tif", x, metadata=dict(axes="ZYX"))
+    row = {f"{role}_path": str(tmp_path/f"{role}.tif") for role in ("membrane", "structure", "dna")}
+    def made(**more): return prepare_table(pd.DataFrame([dict(row, structure="a", **more)]), None, *ROOM, test_fraction=0)
+    assert np.array_equal(made(voxel_um="0.5,0.2,0.2")[0], right)
+    assert "structure.tif does not say how large" in said(made) or "membrane.tif does not say how large" in said(made)
+    assert "give one of both" in said(made, path="a.tif")
+    del row["dna_path"]
+    assert "row 1 of the table has no dna_path" in said(made)
+    row["dna_path"] = str(tmp_path/"flat.ome.tif"); tifffile.imwrite(tmp_path/"flat.ome.tif", body()[0][2, :9], metadata=dict(axes="ZYX"))
+    assert "must agree" in said(made, voxel_um="0.5,0.2,0.2")
+    ome(tmp_path/"flat.ome.tif", body()[0][:1], Channel={"Name": ["membrane"]}, **UM)
+    assert "which of its 1 channels (called membrane) is dna" in said(made, voxel_um="0.5,0.2,0.2")
+
+
+# ------------------------------------------------------------------------------------------------ axes, scenes, sizes
+
+def test_axes_that_a_file_does_not_name(tmp_path, right):
+    tifffile.imwrite(tmp_path/"a.tif", body()[0].swapaxes(0, 1))
+    told = said(one, tmp_path, tmp_path/"a.tif", voxel_um="0.5,0.2,0.2")
+    assert "does not say what its axes (21, 3, 121, 121) are" in told and "--axes" in told
+    assert np.array_equal(one(tmp_path, tmp_path/"a.tif", voxel_um="0.5,0.2,0.2", axes="zcyx")[0], right)
+    assert np.array_equal(one(tmp_path, tmp_path/"a.tif", of_all=dict(voxel_um=(.5, .2, .2), axes="ZCYX"))[0], right)
+    for axes in ("CYX", "ZZYX", "ABYX"): assert "does not name" in said(one, tmp_path, tmp_path/"a.tif", axes=axes)
+
+
+def test_several_images_in_a_file(tmp_path, right):
+    with tifffile.TiffWriter(tmp_path/"a.ome.tif", ome=True) as f:
+        for name, x in ("first", body(90)[0]), ("second", body()[0]):
+            f.write(x, photometric="minisblack", metadata=dict(axes="CZYX", Name=name, **UM))
+    assert "holds 2 images (first, second); say which in scene (--scene)" in said(one, tmp_path, tmp_path/"a.ome.tif")
+    for scene in ("second", "1"): assert np.array_equal(one(tmp_path, tmp_path/"a.ome.tif", scene=scene)[0], right)
+    assert "no scene third; it has first, second" in said(one, tmp_path, tmp_path/"a.ome.tif", scene="third")
+
+
+def test_a_zarr_of_series(tmp_path, right):
+    for k, x in enumerate((body()[0], body(90)[0])):
+        zarr(tmp_path/f"root.zarr/{k}", x, zarr_format=2, axes_units=[None] + ["micrometer"]*3, physical_pixel_size=[1, .5, .2, .2])
+        (tmp_path/"root.zarr/.zgroup").write_text('{"zarr_format": 2}')
+        if not k: assert np.array_equal(one(tmp_path, tmp_path/"root.zarr")[0], right), "the only one is taken"
+    assert "holds 2 images (0, 1)" in said(one, tmp_path, tmp_path/"root.zarr")
+    assert np.array_equal(one(tmp_path, tmp_path/"root.zarr", scene="0")[0], right)
+
+
+def spoilt(path, **changes):
+    "An OME-TIFF whose description is changed as text"
+    xml = tifffile.TiffFile(named(path, "m membrane", "s structure", "d dna")).ome_metadata
+    for old, new in changes.items(): xml = xml.replace(*new) if isinstance(new, tuple) else xml
+    tifffile.imwrite(path, body()[0], description=xml.encode(), metadata=None, photometric="minisblack")
+    return path
+
+
+def test_lost_companions_are_noticed(tmp_path, caplog):
+    two = '<UUID FileName="b.ome.tif">urn:uuid:22222222-2222-2222-2222-222222222222</UUID></TiffData>'
+    old = '<TiffData IFD="0" PlaneCount="63"/>'
+    new = f'<TiffData IFD="0" PlaneCount="42"/><TiffData IFD="0" FirstC="2" PlaneCount="21">{two}'
+    path = spoilt(tmp_path/"a.ome.tif", planes=(old, new))
+    told = said(read_image, path)
+    assert "lacks planes that it names (b.ome.tif)" in told and not caplog.records
+    binary = '<BinaryOnly MetadataFile="set.companion.ome" UUID="urn:uuid:1"/></OME>'
+    whole = tifffile.TiffFile(path).ome_metadata
+    xml = whole[:whole.index("<Image")] + binary
+    tifffile.imwrite(path, body()[0], description=xml.encode(), metadata=None, photometric="minisblack")
+    assert "set.companion.ome" in said(read_image, path)
+
+
+@pytest.mark.parametrize("change", [
+    ('PhysicalSizeZ="0.5"', 'PhysicalSizeZ="0.0"'), ('PhysicalSizeZ="0.5"', 'PhysicalSizeZ="-1"'),
+    ('PhysicalSizeZ="0.5"', 'PhysicalSizeZ="0,5"'), ('PhysicalSizeZ="0.5"', ""),
+    ('PhysicalSizeZ="0.5"', 'PhysicalSizeZ="0.5" PhysicalSizeZUnit="pixel"')])
+def test_a_size_by_hand_wins_over_bad_metadata(tmp_path, right, change):
+    path = spoilt(tmp_path/"a.ome.tif", size=change)
+    assert "does not say how large a voxel is along Z;" in said(read_image, path)
+    assert np.array_equal(one(tmp_path, path, voxel_um="0.5,0.2,0.2")[0], right)
+
+
+def test_units_in_every_spelling(tmp_path, right):
+    for k, unit in enumerate(("\u03bcm", "\u00b5m", "um", "micrometer")):
+        units = "".join(f' PhysicalSize{a}Unit="{unit}"' for a in "XYZ")
+        path = spoilt(tmp_path/f"{k}.ome.tif", size=('PhysicalSizeZ="0.5"', f'PhysicalSizeZ="0.5"{units}'))
+        assert np.array_equal(one(tmp_path, path)[0], right), unit
+    for k, unit in enumerate(("um", "micron", "microns", "\\u00B5m")):
+        tifffile.imwrite(tmp_path/f"{k}.tif", body()[0].swapaxes(0, 1), imagej=True, resolution=(5, 5),
+                         metadata=dict(axes="ZCYX", spacing=.5, unit=unit))
+        assert np.array_equal(one(tmp_path, tmp_path/f"{k}.tif")[0], right), unit
+    for wrong in ("0,1,1", "a,b,c", "1", "nan,1,1"):
+        assert f"voxel_um {wrong}: not understood" in said(one, tmp_path, tmp_path/"0.tif", voxel_um=wrong)
+
+
+# ------------------------------------------------------------------------------------------------ names and tables
+
+def test_two_images_stay_two(tmp_path):
+    assert [image_name(p) for p in ("2024.01.05_cell1.ome.tif", "2024.02.05_cell1.OME.TIFF", "a.b", ".tif")] == \
+        ["2024.01.05_cell1", "2024.02.05_cell1", "a.b", ".tif"]
+    for folder in "xy":
+        (tmp_path/folder).mkdir(); named(tmp_path/folder/"2024.01.05_cell1.ome.tif", "m membrane", "s structure", "d dna")
+    (tmp_path/"cells.csv").write_text("path,structure\nx/2024.01.05_cell1.ome.tif,a\ny/2024.01.05_cell1.ome.tif,a\n")
+    cells = prepare_table(tmp_path/"cells.csv", None, *ROOM, test_fraction=0)
+    assert list(cells.table.cell_id) == ["x/2024.01.05_cell1", "y/2024.01.05_cell1"]
+    (tmp_path/"cells.csv").write_text("path,structure\nx/2024.01.05_cell1.ome.tif,a\nx/2024.01.05_cell1.ome.tif,b\n")
+    assert "appears twice, in rows 1 and 2" in said(prepare_table, tmp_path/"cells.csv", None, *ROOM)
+
+
+@pytest.mark.parametrize("text, classes", [
+    ("path;structure\n{0};a\n{1};b\n", ["a", "b"]), ("path\tstructure\n{0}\ta\n{1}\tb\n", ["a", "b"]),
+    ("\ufeffpath,structure\r\n{0},1\r\n{1},2\r\n", ["1", "2"]), ("path,structure\n{0},golgi body\n{1}, golgi body\n", ["golgi body"]),
+    ("path,structure,Metadata_who\n{0},NA,me\n\n{1},None,you\n", ["NA", "None"]), ("path;structure;\n{0};1.5;\n{1};01;\n", ["01", "1.5"])])
+def test_tables_of_every_spreadsheet(tmp_path, text, classes):
+    files = [named(tmp_path/f"{k}.ome.tif", "m membrane", "s structure", "d dna").name for k in range(2)]
+    (tmp_path/"cells.csv").write_bytes(text.format(*files).encode())
+    cells = prepare_table(tmp_path/"cells.csv", tmp_path/"store", *ROOM, test_fraction=0)
+    assert cells.classes == classes and list(cells.table.cell_id) == ["0", "1"]
+
+
+def test_classes_may_be_numbers_in_a_frame(tmp_path):
+    path = str(named(tmp_path/"a.ome.tif", "m membrane", "s structure", "d dna"))
+    table = pd.DataFrame(dict(path=[path]*4, structure=[1, 1, 2, 2], cell_id=[7, 8, 9, 10], group=[1, None, None, 4]))
+    cells = prepare_table(table, tmp_path/"store", *ROOM)
+    assert cells.classes == ["1", "2"] and list(cells.table.group) == ["1", "8", "9", "4"]
+
+
+@pytest.mark.parametrize("raw, told", [
+    ("path,structure\nM\u00fcller.tif,a\n".encode("latin-1"), "Latin-1 or Windows-1252 text, not UTF-8 (line 2)"),
+    ("path,structure\na.tif,a\n".encode("utf-16"), "UTF-16 text"), ("path,structure\na.tif,a\n".encode("utf-16-le"), "UTF-16 text"),
+    (b"PK\x03\x04rest", "workbook"), (b"", "holds no rows"), (b"path,structure\n", "holds no rows"),
+    (b"path,structure\na.tif,a,b\n", "line 2 has 3 values"), (b"path,structure\na.tif\n", "line 2 has 1 values"),
+    (b"path,structure\n\"a.tif,a\n", "cannot be read as a table"), (b"path,path,structure\na,b,c\n", "names a column twice")])
+def test_text_that_is_no_table(tmp_path, raw, told):
+    (tmp_path/"cells.csv").write_bytes(raw)
+    assert told in said(read_table, tmp_path/"cells.csv") and "cells.csv" in said(read_table, tmp_path/"cells.csv")
+
+
+def test_a_table_that_is_not_there(tmp_path):
+    assert "no such file" in said(read_table, tmp_path/"nothing.csv")
+    assert "cannot be read (Is a directory)" in said(read_table, tmp_path)
+
+
+@pytest.mark.parametrize("row, told", [
+    (dict(cellmask="m.tif", label=1), "unknown column 'cellmask'; is cell_mask meant?"),
+    (dict(Structure="x"), "unknown column 'Structure'; is structure meant?"), (dict(operator="me"), "unknown column 'operator'"),
+    (dict(label=1), "row 1 of the table has a label and no cell_mask"), (dict(label=0, cell_mask="m.tif"), "0 is the background"),
+    (dict(label="cell1", cell_mask="m.tif"), "has the label cell1"), (dict(label=1.5, cell_mask="m.tif"), "has the label 1.5"),
+    (dict(cells="m.tif", label=1), "cells takes every cell"), (dict(nuclei="m.tif"), "has nuclei and no cells"),
+    (dict(structure=None), "row 1 of the table has no structure"), (dict(path=""), "row 1 of the table has no path")])
+def test_what_a_row_may_not_say(row, told):
+    table = pd.DataFrame([dict(path="a.tif", structure="a") | row])
+    assert told in said(prepare_table, table, None, *ROOM)
+
+
+# ------------------------------------------------------------------------------------------------ masks and fields
+
+@pytest.fixture
+def field(tmp_path):
+    "Two cells side by side, a third that the border cuts; nuclei numbered apart; images of masks by name"
+    (stack, cell, nucleus), (other, cell_2, nucleus_2) = body(), body(90)
+    far = np.concatenate([stack, other, stack[..., :70]], 3)
+    cells = np.concatenate([cell*1, cell_2*2, cell[..., :70]*3], 2)
+    nuclei = np.concatenate([nucleus*30, nucleus_2*10, nucleus[..., :70]*20], 2)
+    ome(tmp_path/"field.ome.tif", far, Channel={"Name": ["membrane", "structure", "dna"]}, **UM)
+    made = dict(cells=cells, nuclei=nuclei, inverted=(cells == 0)*255, background_1=cells + 1, swapped=nuclei, binary=nuclei > 0,
+                fractions=cells/2, floats=cells*1., flat=cells[10])
+    for name, x in made.items():
+        tifffile.imwrite(tmp_path/f"{name}.tif", x.astype(np.float32 if x.dtype.kind == "f" else np.uint8), metadata=None)
+    return lambda **row: prepare_table(pd.DataFrame([dict(path=str(tmp_path/"field.ome.tif"), structure="a") | {
+        k: str(tmp_path/f"{v}.tif") if str(v) in made else v for k, v in row.items()}]), None, *ROOM, test_fraction=0)
+
+
+def test_a_segmented_field_is_a_source(field, right, tmp_path):
+    store = field(cells="cells", nuclei="nuclei")
+    assert list(store.table.cell_id) == ["field_1", "field_2"] and list(store.table.label) == [1, 2]
+    assert store.provenance["left_out"] == [dict(cell_id="field_3", why="the border of the field cuts it")]
+    for x in store: assert np.corrcoef(x.ravel(), right.ravel())[0, 1] > .98
+    for labels in (dict(cells="cells", nuclei="binary"), dict(cells="floats", nuclei="nuclei"), dict(cells="cells")):
+        assert list(field(**labels).table.cell_id) == ["field_1", "field_2"]
+    assert own_image(store.table.iloc[1], "")["cell_mask"].sum() == body(90)[1].sum()
+
+
+def test_a_field_in_the_plane_as_cellpose_writes_it(tmp_path):
+    from PIL import Image
+    stack, cell, nucleus = (a.max(-3) for a in body())
+    ome(tmp_path/"a.ome.tif", np.concatenate([stack, stack], 2), axes="CYX", PhysicalSizeY=.2, PhysicalSizeX=.2)
+    Image.fromarray(np.concatenate([cell*1, cell*2], 1).astype(np.uint16)).save(tmp_path/"a_cp_masks.png")
+    row = dict(path="a.ome.tif", structure="a", cells="a_cp_masks.png")
+    pd.DataFrame([row]).to_csv(tmp_path/"cells.csv", index=False)
+    store = prepare_table(tmp_path/"cells.csv", tmp_path/"store", .4, (32, 56), test_fraction=0)
+    assert list(store.table.cell_id) == ["a_1", "a_2"] and np.array_equal(store[0], store[1])
+
+
+def test_masks_stand_for_images_that_there_are_not(field, tmp_path):
+    tifffile.imwrite(tmp_path/"s.tif", tifffile.imread(tmp_path/"field.ome.tif")[1], metadata=dict(axes="ZYX"))
+    store = field(path=None, structure_path=str(tmp_path/"s.tif"), cells="cells", nuclei="nuclei", voxel_um="0.5,0.2,0.2")
+    assert len(store) == 2 and (store.images[:, 0].max((1, 2, 3)) == 255).all()
+
+
+@pytest.mark.parametrize("row, told", [
+    (dict(cells="inverted"), "inverted.tif: the image of cell labels covers 98% of the image's border"),
+    (dict(cells="background_1"), "seems to be inverted"), (dict(cells="fractions"), "needs whole numbers"),
+    (dict(cells="flat"), "has shape (121, 312) and the image (21, 121, 312)"),
+    (dict(cells="nuclei", nuclei="cells"), "may be swapped"),
+    (dict(cell_mask="inverted"), "inverted.tif: the cell mask covers 98%"),
+    (dict(nucleus_mask="inverted"), "inverted.tif: the nucleus mask covers 98%"),
+    (dict(cell_mask="cells"), "cells.tif: the mask holds 3 numbers (1, 2, 3), a cell each"),
+    (dict(cell_mask="nuclei", nucleus_mask="cells", label=30), "may be swapped"),
+    (dict(cell_mask="cells", label=9), "no voxel of label 9"),
+    (dict(cell_mask="cells", label=3), "none of 1 cells can be used"), (dict(cell_mask="cells", label=3), "the border of the image cuts it"),
+    (dict(cells="nothing.tif"), "nothing.tif does not exist")])
+def test_masks_are_judged(field, row, told):
+    assert told in said(field, **row)
+
+
+def test_a_nucleus_is_matched_by_overlap(field, right):
+    for label in (1, 2):
+        x = field(cell_mask="cells", nucleus_mask="nuclei", label=label)[0]
+        assert np.corrcoef(x.ravel(), right.ravel())[0, 1] > .98
+
+
+def test_a_nucleus_larger_than_its_cell(tmp_path):
+    stack, cell, nucleus = body()
+    path = ome(tmp_path/"a.ome.tif", stack, **UM)
+    for name, mask in dict(cell=cell, nucleus=nucleus, beside=np.roll(nucleus, 45, 2)).items():
+        tifffile.imwrite(tmp_path/f"{name}.tif", mask.astype(np.uint8)*255)
+    def masks(cell, nucleus): return dict(cell_mask=str(tmp_path/f"{cell}.tif"), nucleus_mask=str(tmp_path/f"{nucleus}.tif"))
+    assert len(one(tmp_path, path, **masks("cell", "nucleus"))) == 1
+    assert "may be swapped" in said(one, tmp_path, path, **masks("nucleus", "cell"))
+    assert "outside the cell" in said(one, tmp_path, path, **masks("cell", "beside")) or \
+        "no voxel inside the cell" in said(one, tmp_path, path, **masks("cell", "beside"))
+
+
+def test_a_crop_to_the_cells_own_box_is_whole(tmp_path):
+    stack, cell, nucleus = body()
+    stack[0, ::2] //= 2  # so that what is most populous is the background
+    box = tuple(slice(a.min(), a.max() + 1) for a in np.nonzero(cell))
+    path = ome(tmp_path/"a.ome.tif", stack[(slice(None), *box)], **UM)
+    tifffile.imwrite(tmp_path/"m.tif", cell[box].astype(np.uint8))
+    assert len(one(tmp_path, path, cell_mask=str(tmp_path/"m.tif"))) == 1
+
+
+# ------------------------------------------------------------------------------------------------ others' refusals
+
+@pytest.mark.parametrize("raw", [b"II*\0", b"\x89PNG\r\n\x1a\nrest", b"not a picture", b"II*\0\x08\0\0\0\xff\xff" + b"x"*300])
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif", "a.png", "a.czi"])
+def test_other_libraries_are_not_heard(tmp_path, raw, name, caplog, capfd):
+    (tmp_path/name).write_bytes(raw)
+    with caplog.at_level(logging.DEBUG, "tifffile"): told = said(read_image, tmp_path/name)
+    assert name in told and "cannot be read as TIFF" in told and "export it again" in told
+    assert "specified readers" not in told and not capfd.readouterr().err
+
+
+def test_a_place_where_nothing_can_be_written(tmp_path):
+    path = named(tmp_path/"a.ome.tif", "m membrane", "s structure", "d dna")
+    table = pd.DataFrame([dict(path=str(path), structure="a")])
+    assert "nothing can be written there" in said(prepare_table, table, "/proc/nothing/cells", *ROOM)
+
+
+def test_a_mask_is_an_image_with_one_channel(tmp_path):
+    tifffile.imwrite(tmp_path/"a.tif", np.zeros((9, 9, 3), np.uint8) + 9, photometric="rgb")
+    assert "in one channel" in said(read_labels, tmp_path/"a.tif", (9, 9))
+    tifffile.imwrite(tmp_path/"a.tif", np.zeros((9, 9), np.uint8))
+    assert "has no voxel" in said(read_labels, tmp_path/"a.tif", (9, 9))
