@@ -149,6 +149,11 @@ def test_a_size_by_hand_wins_over_bad_metadata(tmp_path, right, change):
     assert np.array_equal(one(tmp_path, path, voxel_um="0.5,0.2,0.2")[0], right)
 
 
+def test_a_description_that_is_no_xml(tmp_path, caplog):
+    told = said(read_image, spoilt(tmp_path/"a.ome.tif", broken=('Name="dna"', 'Name="dna & more"')))
+    assert "its OME description is no XML" in told and not caplog.records
+
+
 def test_units_in_every_spelling(tmp_path, right):
     for k, unit in enumerate(("\u03bcm", "\u00b5m", "um", "micrometer")):
         units = "".join(f' PhysicalSize{a}Unit="{unit}"' for a in "XYZ")
@@ -176,6 +181,20 @@ def test_two_images_stay_two(tmp_path):
     assert "appears twice, in rows 1 and 2" in said(prepare_table, tmp_path/"cells.csv", None, *ROOM)
 
 
+def test_one_image_is_not_two_cells(tmp_path):
+    table = pd.DataFrame([dict(path="a.tif", structure="a", cell_id=c) for c in "xy"])
+    assert "rows 1 and 2 of the table are the same cell of the same image" in said(prepare_table, table, None, *ROOM)
+
+
+def test_what_is_needed_is_asked_before_the_first_image(tmp_path, monkeypatch):
+    paths = [str(named(tmp_path/f"{k}.ome.tif", "m membrane", "s structure", "d dna")) for k in range(3)]
+    monkeypatch.setattr("integrated_cell.data.own.read_image", None)
+    table = pd.DataFrame(dict(path=paths, structure=["a", "a", "b"]))
+    assert "class 'b' has one cell" in said(prepare_table, table, None, *ROOM)
+    told = said(prepare_table, table.assign(path=[*paths[:2], "gone.tif"]), None, *ROOM)
+    assert told.startswith("row 3 of the table: gone.tif does not exist")
+
+
 @pytest.mark.parametrize("text, classes", [
     ("path;structure\n{0};a\n{1};b\n", ["a", "b"]), ("path\tstructure\n{0}\ta\n{1}\tb\n", ["a", "b"]),
     ("\ufeffpath,structure\r\n{0},1\r\n{1},2\r\n", ["1", "2"]), ("path,structure\n{0},golgi body\n{1}, golgi body\n", ["golgi body"]),
@@ -188,8 +207,8 @@ def test_tables_of_every_spreadsheet(tmp_path, text, classes):
 
 
 def test_classes_may_be_numbers_in_a_frame(tmp_path):
-    path = str(named(tmp_path/"a.ome.tif", "m membrane", "s structure", "d dna"))
-    table = pd.DataFrame(dict(path=[path]*4, structure=[1, 1, 2, 2], cell_id=[7, 8, 9, 10], group=[1, None, None, 4]))
+    paths = [str(named(tmp_path/f"{k}.ome.tif", "m membrane", "s structure", "d dna")) for k in range(4)]
+    table = pd.DataFrame(dict(path=paths, structure=[1, 1, 2, 2], cell_id=[7, 8, 9, 10], group=[1, None, None, 4]))
     cells = prepare_table(table, tmp_path/"store", *ROOM)
     assert cells.classes == ["1", "2"] and list(cells.table.group) == ["1", "8", "9", "4"]
 
@@ -324,7 +343,7 @@ def test_other_libraries_are_not_heard(tmp_path, raw, name, caplog, capfd):
 def test_a_place_where_nothing_can_be_written(tmp_path):
     path = named(tmp_path/"a.ome.tif", "m membrane", "s structure", "d dna")
     table = pd.DataFrame([dict(path=str(path), structure="a")])
-    assert "nothing can be written there" in said(prepare_table, table, "/proc/nothing/cells", *ROOM)
+    assert "nothing can be written there" in said(prepare_table, table, "/proc/nothing/cells", *ROOM, test_fraction=0)
 
 
 def test_a_mask_is_an_image_with_one_channel(tmp_path):

@@ -220,10 +220,10 @@ def contents(folder):
 
 def test_any_number_of_processes_makes_the_same_store(tmp_path, monkeypatch):
     table = own_images(tmp_path)
-    ome(tmp_path/"big.ome.tif", body()[0], **{k: 2*v for k, v in UM.items()})
-    big = pd.DataFrame([dict(path="big.ome.tif", structure="a")])
+    for name in ("big", "too"): ome(tmp_path/f"{name}.ome.tif", body()[0], **{k: 2*v for k, v in UM.items()})
+    big, too = (pd.DataFrame([dict(path=f"{name}.ome.tif", structure="a")]) for name in ("big", "too"))
     monkeypatch.chdir(tmp_path)
-    table = pd.concat([table[:1], big, table[1:], big], ignore_index=True).assign(cell_id=list("uvwxyz"))
+    table = pd.concat([table[:1], big, table[1:], too], ignore_index=True).assign(cell_id=list("uvwxyz"))
     one, two = (prepare_table(table, tmp_path/f"store{n}", .4, (24, 32, 56), workers=n) for n in (1, 2))
     assert [left["cell_id"] for left in two.provenance["left_out"]] == ["v", "z"]
     assert list(two.table.cell_id) == list("uwxy")
@@ -254,15 +254,15 @@ def test_one_cell_of_a_label_image(tmp_path):
     tifffile.imwrite(tmp_path/"nuclei.tif", np.concatenate([nucleus*1, nucleus_2*2], 2).astype(np.uint8))
     ome(tmp_path/"field.ome.tif", np.concatenate([stack, other], 3), **UM)
     field = dict(path="field.ome.tif", cell_mask="labels.tif", nucleus_mask="nuclei.tif")
-    rows = [dict(field, structure=s, label=l, cell_id=f"{s}{l}") for s in "ab" for l in (1, 2)]
+    rows = [dict(field, structure="a", label=l) for l in (1, 2)]
     pd.DataFrame(rows).to_csv(tmp_path/"cells.csv", index=False)
-    cells = prepare_table(tmp_path/"cells.csv", None, .4, (24, 32, 56))
+    cells = prepare_table(tmp_path/"cells.csv", None, .4, (24, 32, 56), test_fraction=0)
     alone = prepare_cell(stack, (.5, .2, .2), .4, (24, 32, 56), cell, nucleus)
     assert np.corrcoef(cells[0].ravel(), cells[1].ravel())[0, 1] > .98
     assert np.abs(cells[0].astype(int) - alone).max() <= 1
     pd.DataFrame([dict(rows[0], label=7)]).to_csv(tmp_path/"cells.csv", index=False)
     with pytest.raises(BadInput, match="no voxel of label 7"):
-        prepare_table(tmp_path/"cells.csv", tmp_path/"store", .4, (24, 32, 56))
+        prepare_table(tmp_path/"cells.csv", tmp_path/"store", .4, (24, 32, 56), test_fraction=0)
 
 
 @pytest.mark.parametrize("spoil,said", [
