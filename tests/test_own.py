@@ -1,5 +1,6 @@
 "Own images: what files and tables say is never ignored, what goes wrong is one sentence, and a segmented field goes in"
 import logging
+import re
 
 import numpy as np
 import pandas as pd
@@ -137,6 +138,21 @@ def test_lost_companions_are_noticed(tmp_path, caplog):
     xml = whole[:whole.index("<Image")] + binary
     tifffile.imwrite(path, body()[0], description=xml.encode(), metadata=None, photometric="minisblack")
     assert "set.companion.ome" in said(read_image, path)
+
+
+def test_a_set_of_files_is_read_whole_or_not_at_all(tmp_path):
+    x, places = body()[0], ((0, 0, "a"), (1, 21, "a"), (2, 0, "b"))  # channel, first plane, file
+    parts = "".join(f'<TiffData FirstC="{c}" IFD="{i}" PlaneCount="21"><UUID FileName="{of}.ome.tif">urn:uuid:{of}</UUID></TiffData>'
+                    for c, i, of in places)
+    xml = tifffile.TiffFile(named(tmp_path/"a.ome.tif", "m membrane", "s structure", "d dna")).ome_metadata
+    for of, planes in dict(a=x[:2].reshape(-1, 121, 121), b=x[2]).items():
+        about = re.sub(r'UUID="[^"]*"', f'UUID="urn:uuid:{of}"', xml, count=1).replace('<TiffData IFD="0" PlaneCount="63"/>', parts)
+        tifffile.imwrite(tmp_path/f"{of}.ome.tif", planes, description=about.encode(), metadata=None, photometric="minisblack")
+    for of in "ab": assert np.array_equal(read_image(tmp_path/f"{of}.ome.tif")[0], x)
+    (tmp_path/"b.ome.tif").unlink()
+    assert "lacks planes that it names (b.ome.tif)" in said(read_image, tmp_path/"a.ome.tif")
+    (tmp_path/"a.ome.tif").rename(tmp_path/"c.ome.tif")
+    assert "lacks planes that it names" in said(read_image, tmp_path/"c.ome.tif")
 
 
 @pytest.mark.parametrize("change", [
@@ -349,5 +365,8 @@ def test_a_place_where_nothing_can_be_written(tmp_path):
 def test_a_mask_is_an_image_with_one_channel(tmp_path):
     tifffile.imwrite(tmp_path/"a.tif", np.zeros((9, 9, 3), np.uint8) + 9, photometric="rgb")
     assert "in one channel" in said(read_labels, tmp_path/"a.tif", (9, 9))
+    for x in (np.full((9, 9), -1, np.int16), np.full((9, 9), np.nan, np.float32), np.full((9, 9), .5, np.float32)):
+        tifffile.imwrite(tmp_path/"a.tif", x)
+        assert "needs whole numbers" in said(read_labels, tmp_path/"a.tif", (9, 9))
     tifffile.imwrite(tmp_path/"a.tif", np.zeros((9, 9), np.uint8))
     assert "has no voxel" in said(read_labels, tmp_path/"a.tif", (9, 9))
