@@ -5,9 +5,13 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import ENV, PROJECT, one_sentence, run, write_chapter
 
+from integrated_cell.chapter import Chapter
+from integrated_cell.data.cells import Cells
 from integrated_cell.parameters import RANGES, declared, taken
 from integrated_cell.results import BadInput
 from integrated_cell.workflow import read_config, read_yaml
@@ -127,3 +131,25 @@ def test_every_default_and_every_range_is_one():
     for interval in RANGES.values(): assert re.search(r"[\[(]-?[\d.inf]+, [\d.inf]+[\])]$", interval)
     assert taken("batch_size", 0, 0, "") == 0, "where 0 is the default it means something"
     with pytest.raises(BadInput): taken("batch_size", 0, 30, "")
+
+
+# What a training needs is asked before it starts
+
+@pytest.mark.parametrize("n, structure, fraction, says", [
+    (20, "a", .3, "tells at least 2 classes apart and there is only 'a'"), (20, "ab", 0, "needs at least 2 held-out cells and there are 0"),
+    (20, "ab", .1, None), (20, [1, 2], .1, None)])
+def test_a_training_that_could_not_be_judged_is_not_begun(tmp_path, n, structure, fraction, says):
+    table = pd.DataFrame({"cell_id": [f"c{i}" for i in range(n)], "structure": list(structure)*(n//len(structure))})
+    Cells.create(tmp_path/"data/cells", np.zeros((n, 3, 4, 6, 8), np.uint8), table, None, ("membrane", "structure", "dna"), {}, test_fraction=fraction)
+    ch = Chapter("toy", tmp_path)
+    if says is None: assert len(ch.cells(held_out=2, classes=2)) == n and json.dumps(ch.cells().classes)
+    else:
+        with pytest.raises(BadInput) as e: ch.cells(held_out=2, classes=2)
+        assert says in str(e.value) and "the chapter 'toy'" in str(e.value)
+
+
+@pytest.mark.parametrize("chapter", ["reference", "conditional", "classification", "judge"])
+def test_chapters_that_train_ask_first(chapter):
+    code = [c.source for c in nbformat.read(PROJECT/f"nbs/experiments/{chapter}.ipynb", 4).cells if c.cell_type == "code"]
+    first = next(i for i, c in enumerate(code) if any(f in c for f in ("train.fit(", "fit_classifier(", "opponents(features")))
+    assert any("cells(held_out=2" in c for c in code[:first])
