@@ -32,7 +32,8 @@ from integrated_cell.training.losses import entropy_floor
 from integrated_cell.evaluation.metrics import image_correlation, in_batches
 from integrated_cell.results import whole
 from integrated_cell.simulation.stem import simulate_cells
-from integrated_cell.workflow import commit, declared, parameters, read_config
+from integrated_cell.parameters import declared
+from integrated_cell.workflow import commit, parameters, read_config
 
 AIM = .02
 MEASURES = ("accuracy", "correlation", "cross_entropy_nats")

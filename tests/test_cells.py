@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import zarr
+from google_crc32c import value as crc32c
 
 from integrated_cell.data import batches as batches_module
 from integrated_cell.data.batches import Batches, ahead, read_images
@@ -26,6 +28,12 @@ CHANNELS = ("membrane", "structure", "dna")
 def images(n=12, shape=(3, 4, 6, 8)): return np.random.default_rng(0).integers(0, 256, (n, *shape)).astype(np.uint8)
 def table(n=12): return pd.DataFrame({"cell_id": [f"c{i}" for i in range(n)], "structure": ["a", "b"]*(n//2)})
 def create(path, x=None, t=None, **k): return Cells.create(path, images() if x is None else x, table() if t is None else t, (.3,)*3, CHANNELS, {}, **k)
+
+
+def as_before(path, **change):
+    "Make of a store one of before there were sums"
+    about = json.loads((path/"store.json").read_text()) | change
+    (path/"store.json").write_text(json.dumps({k: v for k, v in about.items() if k not in ("sum", "sums")}))
 
 
 @pytest.mark.parametrize("change, says", [
@@ -49,6 +57,8 @@ def test_store_of_another_shape(tmp_path):
     create(tmp_path/"cells")
     about = json.loads((tmp_path/"cells/store.json").read_text())
     (tmp_path/"cells/store.json").write_text(json.dumps({**about, "shape": [4, 6, 9]}))
+    with pytest.raises(BadInput, match="store.json was changed .*its sum is another"): Cells.open(tmp_path/"cells")
+    as_before(tmp_path/"cells", shape=[4, 6, 9])
     with pytest.raises(BadInput, match="inconsistent"): Cells.open(tmp_path/"cells")
     with pytest.raises(BadInput, match="not a store of cells"): Cells.open(tmp_path)
 
@@ -170,6 +180,62 @@ def test_damage_is_told(tmp_path):
         with pytest.raises(BadInput, match="c/0/0/0/0/0 cannot be read .* make the store again"): read_images(cells.images, [0])
     file.unlink()
     with pytest.raises(BadInput, match="No such file.* make the store again"): read_images(cells.images, [0])
+
+
+@pytest.mark.parametrize("change", ["a bit of a cell", "a cell that is left out"])
+def test_damage_to_one_cell_is_told_by_us_and_by_zarr(tmp_path, change):
+    x = images(70)
+    cells = create(tmp_path/"cells", x=x, t=table(70))
+    file = tmp_path/"cells/images.zarr/c/0/0/0/0/0"
+    data = bytearray(file.read_bytes())
+    if change == "a cell that is left out":  # with an index that is whole
+        data[-64*16 - 4:-64*16 + 12] = b"\xff"*16
+        data[-4:] = crc32c(bytes(data[-64*16 - 4:-4])).to_bytes(4, "little")
+    else: data[50] ^= 16
+    file.write_bytes(data)
+    with pytest.raises(BadInput, match="c/0/0/0/0/0 cannot be read .*a cell"): cells[0]
+    with pytest.raises(BadInput, match="make the store again"): np.asarray(cells.images)
+    with pytest.raises(BadInput, match="make the store again"): next(cells.batches(np.arange(70), 8).epoch(0))
+    assert np.array_equal(cells[1:64], x[1:64]) and np.array_equal(cells.images[64:, 1], x[64:, 1]), "the others are read"
+    if change == "a bit of a cell":
+        with pytest.raises(ValueError, match="checksum"): cells.images.array[0]
+
+
+@pytest.mark.parametrize("name", ["store.json", "cells.parquet", "images.zarr/zarr.json"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_damaged_part_is_told(tmp_path, name, kept):
+    create(tmp_path/"cells", x=images(70), t=table(70))
+    if not kept: as_before(tmp_path/"cells")
+    file = tmp_path/"cells"/name
+    good = file.read_bytes()
+    for bad in (b"", good[:len(good)//2], b"\xff\xfe" + good, b"[]", b"{}", b"["*10**5, b'{"zarr_format": 3}'):
+        file.write_bytes(bad)
+        with pytest.raises(BadInput, match=f"{file.name} was changed or damaged .* make the store again") as e: Cells.open(tmp_path/"cells")
+        assert "\n" not in str(e.value) and len(str(e.value)) < 500
+    file.unlink()
+    with pytest.raises(BadInput): Cells.open(tmp_path/"cells")
+
+
+def test_a_file_of_images_that_is_missing_is_no_black_cell(tmp_path):
+    create(tmp_path/"cells", x=images(70), t=table(70))
+    (tmp_path/"cells/images.zarr/c/1/0/0/0/0").unlink()
+    with pytest.raises(BadInput, match="c/1/0/0/0/0 was changed .*the file is missing"): Cells.open(tmp_path/"cells")
+
+
+def test_a_store_of_before_there_were_sums_is_read(tmp_path):
+    x = images(70)
+    create(tmp_path/"cells", x=x, t=table(70))
+    as_before(tmp_path/"cells")
+    shutil.rmtree(tmp_path/"cells/images.zarr")
+    layout = dict(chunks=(1, *x.shape[1:]), shards=(64, *x.shape[1:]), config={"write_empty_chunks": True})
+    zarr.create_array(tmp_path/"cells/images.zarr", shape=x.shape, dtype="uint8", **layout)[:] = x
+    cells = Cells.open(tmp_path/"cells")
+    assert np.array_equal(cells[:], x) and np.array_equal(read_images(cells.images, [69, 3]), x[[69, 3]])
+
+
+def test_classes_may_be_numbers(tmp_path):
+    cells = create(tmp_path/"cells", t=table().assign(structure=[1, 2]*6))
+    assert cells.classes == ["1", "2"] and len(cells.rows("train", "1")) and list(cells.table.structure[:2]) == ["1", "2"]
 
 
 def test_black_cells_are_no_damage(tmp_path):

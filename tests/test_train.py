@@ -4,8 +4,11 @@ import math
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -203,14 +206,71 @@ def test_model_that_is_not_ours(tmp_path, how):
 
 @pytest.mark.parametrize("text, sentence", [
     (None, "model.json is missing"), ("", "not a model description"), ("[1]", "not a model description"), ('{"model": "Toy"}', "not a model description"),
-    ('{"model": "Other", "settings": {}}', "of class Other, not Toy"), ('{"model": "Toy", "settings": {"depth": 3}}', "no Toy can be built"),
-    ('{"model": "Toy", "settings": {"width": 9}}', r"gen.0.weight is (4, 2) in the file and (9, 2) in the model")])
+    ('{"model": "Other", "settings": {}}', "of class Other, not Toy"), ('{"model": "Toy", "settings": {"width": 9}}', "model.json says other settings than model.safetensors")])
 def test_model_description_that_is_not_ours(tmp_path, text, sentence):
     save(Toy(), tmp_path)
     about = tmp_path/"model.json"
     about.unlink() if text is None else about.write_text(text)
     with pytest.raises(BadInput) as e: load(tmp_path, Toy)
     assert sentence in said(e)
+
+
+@pytest.mark.parametrize("settings, sentence", [
+    ({"depth": 3}, "no Toy can be built"), ({"width": "many"}, "no Toy can be built"), ({"width": 9}, "gen.0.weight is (4, 2) in the file and (9, 2) in the model"),
+    ({"width": 10**18}, "and (1000000000000000000, 2) in the model")])
+def test_settings_are_held_against_the_weights_before_anything_is_built(tmp_path, settings, sentence):
+    toy = Toy()
+    toy.settings = settings
+    save(toy, tmp_path)
+    with pytest.raises(BadInput) as e: load(tmp_path, Toy)
+    assert sentence in said(e)
+
+
+def test_a_voxel_too_many_is_refused_at_once(tmp_path):
+    from integrated_cell.integration.reference import Reference
+    model = Reference((8, 12, 16), 8, .05)
+    for shape in (10**6, 10**6, 10**6), (8, 12, 32):
+        model.settings |= {"shape": list(shape)}
+        save(model, tmp_path)
+        with pytest.raises(BadInput) as e: load(tmp_path, Reference)
+        assert "model" in said(e)
+
+
+def bits_fallen(data, n=40):
+    "Copies of a file in each of which one bit is another"
+    for at in np.random.default_rng(0).integers(0, 8*len(data), n).tolist():
+        bad = bytearray(data)
+        bad[at//8] ^= 1 << at % 8
+        yield bytes(bad)
+
+
+def test_no_fallen_bit_of_weights_is_read(tmp_path):
+    save(Toy(), tmp_path)
+    path = tmp_path/"model.safetensors"
+    for bad in bits_fallen(path.read_bytes()):
+        path.write_bytes(bad)
+        with pytest.raises(BadInput) as e: load(tmp_path, Toy)
+        assert "model.safetensors is not a model that integrated_cell wrote" in said(e)
+
+
+def test_no_fallen_bit_of_a_checkpoint_is_read(tmp_path, whole):
+    path = tmp_path/"checkpoint.safetensors"
+    for bad in bits_fallen((whole[1]/path.name).read_bytes(), 10):
+        path.write_bytes(bad)
+        with pytest.raises(BadInput) as e: run(tmp_path)
+        assert "checkpoint.safetensors is not a checkpoint that integrated_cell wrote" in said(e) and path.read_bytes() == bad
+
+
+def test_two_trainings_in_one_folder(tmp_path):
+    from integrated_cell.results import alone
+    code = f"from integrated_cell.results import alone\nwith alone({str(tmp_path)!r}): print(1, flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(BadInput) as e: run(tmp_path)
+    assert f"process {other.pid} is at work there" in said(e) and [p.name for p in tmp_path.iterdir()] == [".lock"]
+    other.kill(); other.wait()
+    run(tmp_path)
+    with alone(tmp_path): run(tmp_path)
 
 
 def test_model_that_is_missing(tmp_path):
@@ -373,7 +433,7 @@ def test_a_checkpoint_of_before_goes_on(tmp_path):
     run(tmp_path, anneal=.5)
     path = tmp_path/"checkpoint.safetensors"
     with safe_open(path, "pt") as f: meta = json.loads(f.metadata()["integrated_cell"])
-    for k in ("begin", "end", "asked", "further"): del meta[k]
+    for k in ("begin", "end", "asked", "further", "sum"): del meta[k]
     save_file(load_file(path), path, {"integrated_cell": json.dumps(meta)})
     calls = []
     assert len(run(tmp_path, anneal=.5, step=counted(calls))[1]) == 2 and not calls

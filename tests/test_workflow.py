@@ -153,7 +153,8 @@ def test_a_notebook_that_lost_its_tag_is_refused(study):
 
 def test_every_real_config_fits_the_notebooks():
     from conftest import PROJECT
-    from integrated_cell.workflow import declared, read_config
+    from integrated_cell.parameters import declared
+    from integrated_cell.workflow import read_config
     for notebook in (PROJECT/"nbs/experiments").glob("*.ipynb"): assert list(declared(notebook))[:2] == ["results", "seed"], notebook
     for config in (PROJECT/"config").glob("*.yaml"): assert read_config(config)["chapters"][0] == "data"
 
