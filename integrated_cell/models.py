@@ -18,9 +18,10 @@ from pydantic import BaseModel, ValidationError
 import integrated_cell
 from .data.cells import Cells
 from .data.manifest import read_source
+from .parameters import declared
 from .results import BadInput, whole, write_json
 from .training.train import load, save
-from .workflow import declared, mark, parameters
+from .workflow import mark, parameters
 
 # %% ../nbs/95_models.ipynb #83266afe
 class About(BaseModel, extra="forbid"):

@@ -14,8 +14,9 @@ import tifffile
 from scipy import ndimage
 
 from ..data.manifest import fetch
+from ..data.own import own_image
 from ..data.prepare import hela_stack
-from ..data.stack import place, pose, prepare_cell, read_image, segment
+from ..data.stack import place, pose, prepare_cell, segment
 
 # %% ../../nbs/47_evaluation.preparation.ipynb #0004
 def microscope(
@@ -34,7 +35,7 @@ def microscope(
 
 def _hela(folder, cell_id):  # (3, Z, Y, X): membrane, structure, DNA
     ready = folder/"stacks"/f"{cell_id}.tif"
-    if ready.exists(): return read_image(ready)[0][[0, 2, 1]]
+    if ready.exists(): return tifffile.imread(ready).swapaxes(0, 1)[[0, 2, 1]]
     originals = {p.name: p for p in folder.rglob(f"{cell_id}_ch?_t1.tif")}
     return hela_stack(*(tifffile.imread(originals[f"{cell_id}_ch{k}_t1.tif"]) for k in range(3)))[[0, 2, 1]]
 
@@ -52,8 +53,9 @@ def raw_stacks(
         return [(microscope(cells[i], a, rng, **noise), um/(1, finer, finer)) for i, a in zip(chosen, angles)]
     if source == "hela3d":
         return [(_hela(fetch(source), c), np.array((.2, .196, .196))) for c in cells.table.cell_id[chosen]]
-    known, folder = cells.provenance["voxel_um"], Path(cells.provenance["folder"])
-    return [tuple(read_image(folder/p, known, cells.channels)[:2]) for p in cells.table.path[chosen]]
+    rows = cells.table.loc[chosen].to_dict("records")
+    read = [own_image(row, cells.provenance["folder"]) for row in rows]
+    return [(x["stack"], np.array(x["voxel_um"])) for x in read]
 
 # %% ../../nbs/47_evaluation.preparation.ipynb #0007
 def as_it_lies(

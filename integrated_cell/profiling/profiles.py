@@ -319,7 +319,7 @@ _NUMBERING = r"^(?:(?:Image|Object|Table)_?Number|Unnamed: \d+)$"  # of CellProf
 def _open_table(path):  # -> DataFrame with rows; numbers as numbers
     if not Path(path).is_file(): raise BadInput(f"there is no file {path}; give a table of profiles, .parquet or .csv")
     try: both = pd.read_parquet(path) if str(path).endswith(".parquet") else pd.read_csv(path, low_memory=False)
-    except (ValueError, OSError, EOFError, zlib.error) as e:
+    except (ValueError, LookupError, TypeError, OSError, EOFError, zlib.error) as e:
         why = " ".join(str(e).split())[:80]
         raise BadInput(f"{path} cannot be read as a table ({why}); "
                        "it is cut, empty or of another kind: write it anew") from e

@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Iterator
@@ -22,6 +22,7 @@ from typing import Callable, Iterator
 # %% ../../nbs/38_training.train.ipynb #854842c6
 import numpy as np
 import pandas as pd
+import google_crc32c as crc32c
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers import TensorBoardLogger
@@ -32,17 +33,27 @@ from torch.multiprocessing import ProcessRaisedException
 
 # %% ../../nbs/38_training.train.ipynb #80d2a8ac
 from .. import __version__
-from ..results import BadInput, process, whole, write_json
+from ..results import BadInput, alone, process, whole, write_json
 from .batch import processes, share, share_norms
 from .curve import plateau
 from .progress import Progress
 
 # %% ../../nbs/38_training.train.ipynb #f4bbdd0b
+def _sum(tensors: dict[str, torch.Tensor], meta: dict) -> str:
+    "CRC-32C of named tensors on the CPU, and of what is said of them"
+    shapes = {k: [str(v.dtype), *v.shape] for k, v in tensors.items()}
+    said = {k: v for k, v in meta.items() if k != "sum"}
+    total = crc32c.value(json.dumps([said, shapes], sort_keys=True).encode())
+    for k in sorted(tensors): total = crc32c.extend(total, tensors[k].reshape(-1).view(torch.uint8).numpy())
+    return f"{total:08x}"
+
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> Path:
     "Named tensors and JSON as one safetensors file, whole or not at all"
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    meta = json.loads(json.dumps(meta, default=lambda a: a.tolist()))
+    meta["sum"] = _sum(tensors, meta)
     with whole(path) as part, open(part, "wb") as f:
-        f.write(to_bytes(tensors, {"integrated_cell": json.dumps(meta, default=lambda a: a.tolist())}))
+        f.write(to_bytes(tensors, {"integrated_cell": json.dumps(meta)}))
         f.flush()
         os.fsync(f.fileno())
     return Path(path)
@@ -55,10 +66,13 @@ def _read_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]
         with safe_open(path, "pt") as f:
             meta = json.loads((f.metadata() or {}).get("integrated_cell", "{}"))
             if meta.get("kind") != kind: raise BadInput(foreign.format("its header does not say so"))
-            return {k: f.get_tensor(k) for k in f.keys()}, meta
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+        if meta.get("sum") in (None, _sum(tensors, meta)): return tensors, meta
+        raise BadInput(foreign.format("it was damaged after it was written: its sum is another"))
     except FileNotFoundError:
         raise BadInput(f"{path} does not exist; train a model first or give the folder of one") from None
-    except (SafetensorError, OSError, RuntimeError, json.JSONDecodeError, AttributeError) as e:
+    except (SafetensorError, OSError, RuntimeError, ValueError, AttributeError, TypeError) as e:
+        if isinstance(e, BadInput): raise
         raise BadInput(foreign.format(str(e).splitlines()[0])) from e
 
 # %% ../../nbs/38_training.train.ipynb #20978653
@@ -112,18 +126,37 @@ def _read_about(path: Path, Model: type) -> dict:
     return {"without": []} | said
 
 # %% ../../nbs/38_training.train.ipynb #df32b0c8
+def _build(Model: type, said: dict, weights: dict[str, torch.Tensor], path: Path) -> nn.Module:
+    "A model from its settings, of which nothing is given memory before they fit the shapes of the weights"
+    wrong = LookupError, ArithmeticError, MemoryError, TypeError, ValueError, RuntimeError, AttributeError
+    try:
+        with torch.device("meta"): plan = Model(**said["settings"])
+        _check_shapes(plan, weights, said["without"], path/"model.safetensors")
+        return Model(**said["settings"])
+    except wrong as e:
+        if isinstance(e, BadInput): raise
+        raise BadInput(f"{path/'model.json'}: no {Model.__name__} can be built from its settings ({e}); "
+                       "give the folder of a model that this version trained") from e
+
+
+def _check_shapes(model, weights, without, path) -> None:  # names of networks that the weights were kept without
+    "Weights of other names or shapes than a model's are a `BadInput`"
+    have = {k: tuple(v.shape) for k, v in weights.items()}
+    want = {k: tuple(v.shape) for k, v in model.state_dict().items() if k.split(".")[0] not in without}
+    wrong = [k for k in want | have if want.get(k) != have.get(k)]
+    if not wrong: return
+    there, here = (shapes.get(wrong[0], "missing") for shapes in (have, want))
+    raise BadInput(f"{path} does not fit the {type(model).__name__}: {wrong[0]} is {there} in the file "
+                   f"and {here} in the model; give the model that these weights belong to, or train again")
+
+# %% ../../nbs/38_training.train.ipynb #3af09e3b
 def _put_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> nn.Module:
     "Strictly load weights that come from `path`; other names or shapes are a `BadInput`"
-    want, have = ({k: tuple(v.shape) for k, v in state.items()} for state in [model.state_dict(), weights])
-    wrong = [k for k in want | have if want.get(k) != have.get(k)]
-    if wrong:
-        there, here = (shapes.get(wrong[0], "missing") for shapes in (have, want))
-        raise BadInput(f"{path} does not fit the {type(model).__name__}: {wrong[0]} is {there} in the file "
-                       f"and {here} in the model; give the model that these weights belong to, or train again")
+    _check_shapes(model, weights, (), path)
     model.load_state_dict(weights)
     return model
 
-# %% ../../nbs/38_training.train.ipynb #3af09e3b
+# %% ../../nbs/38_training.train.ipynb #edaae566
 def load(
     path: str | Path,  # folder that `save` or `fit` wrote
     Model: type,  # class of the model, e.g. Reference
@@ -131,11 +164,12 @@ def load(
     "Load a trained model; nothing is unpickled"
     path = Path(path)
     said = _read_about(path, Model)
-    try: model = Model(**said["settings"])
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise BadInput(f"{path/'model.json'}: no {Model.__name__} can be built from its settings ({e}); "
-                       "give the folder of a model that this version trained") from e
-    weights, _ = _read_tensors(path/"model.safetensors", "model")
+    weights, kept = _read_tensors(path/"model.safetensors", "model")
+    other = [k for k in ("model", "settings", "without") if kept.get(k, said[k]) != said[k]]
+    if other:
+        raise BadInput(f"{path}: model.json says other {other[0]} than model.safetensors, so one of them was changed "
+                       "or copied from elsewhere; take both from where the model was trained")
+    model = _build(Model, said, weights, path)
     for name in said["without"]: setattr(model, name, Absent(name, path))
     return _put_weights(model, weights, path/"model.safetensors").eval()
 
@@ -301,8 +335,6 @@ def _set_aside(run: Run, why: str) -> None:
 # %% ../../nbs/38_training.train.ipynb #acb3ca71
 def _begin(run: Run) -> dict[str, torch.Tensor]:
     "Go on from the checkpoint of this very run (random states), or start anew and say why (nothing)"
-    if run.fabric.is_global_zero:
-        for part in run.out.glob(".checkpoint.safetensors.*.part"): part.unlink()
     states, stands = {}, run.checkpoint.exists()
     why = _differences(run, _read_tensors(run.checkpoint, "checkpoint")[1]) if stands else ["there is none"]
     if run.further and why:
@@ -555,8 +587,8 @@ def fit(
     _check_plan(devices, precision, plan)
     args = model, step, opts, batches, Path(out), seed, settings or {}, plan, save_every_s, show, keep or {}
     fabric = processes(accelerator, devices, precision)
-    if fabric.world_size == 1: return _train(fabric, *args)
-    if not getattr(getattr(step, "func", step), "shared", False):
+    if fabric.world_size > 1 and not getattr(getattr(step, "func", step), "shared", False):
         raise BadInput(f"devices is {fabric.world_size}, but the step of {type(model).__name__} draws its noise for "
                        "one device alone; train it with devices=1")
-    return _launch(fabric, *args, out=Path(out))
+    with nullcontext() if process()[0] else alone(out):
+        return _train(fabric, *args) if fabric.world_size == 1 else _launch(fabric, *args, out=Path(out))
