@@ -168,6 +168,14 @@ def keep_model(
     return root/"models"/name
 
 # %% ../nbs/95_models.ipynb #0a0de8e2
+def _same_training(config, chapter, ran, what) -> None:  # values that a kept thing ran with
+    usual = declared(config["root"]/"nbs/experiments"/f"{chapter}.ipynb")
+    now, then = usual | parameters(config, chapter), usual | ran
+    if other := sorted(k for k in now | then if now.get(k) != then.get(k)):
+        raise BadInput(f"{config['path']}: the kept {what} of {chapter} has {other[0]} = {then.get(other[0])}, not "
+                       f"{now.get(other[0])}; change it back, or train without FROM=models")
+
+
 def lay(
     config: dict,  # of `workflow.read_config`
     chapter: str,  # that trains
@@ -180,11 +188,8 @@ def lay(
     if not found or not (page/"metrics.json").is_file(): return None
     if next(out.rglob("checkpoint.safetensors"), None):
         raise BadInput(f"{out} holds a training of your own; move it away, or leave FROM=models out")
-    values, usual = parameters(config, chapter), declared(root/"nbs/experiments"/f"{chapter}.ipynb")
-    now, ran = usual | values, usual | json.loads((page/"run.json").read_text())["parameters"]
-    if other := sorted(k for k in now | ran if now.get(k) != ran.get(k)):
-        raise BadInput(f"{config['path']}: {chapter} was kept with {other[0]} = {ran.get(other[0])}, not "
-                       f"{now.get(other[0])}; change it back, or train without FROM=models")
+    for kept in found.values(): _same_training(config, chapter, _about(kept.parent).parameters[chapter], "model")
+    _same_training(config, chapter, json.loads((page/"run.json").read_text())["parameters"], "page")
     with whole(out) as new:
         for f, kept in found.items(): shutil.copytree(kept, new.joinpath(*f.split("/")[1:]), dirs_exist_ok=True)
         for p in page.iterdir(): shutil.copy(p, new)
@@ -192,5 +197,5 @@ def lay(
         if "models" in numbers:  # those that are kept
             numbers["models"] = [m for m in numbers["models"] if (new/m.replace(" ", "-")).is_dir()]
         write_json(new/"metrics.json", numbers)
-        for sign in ("laid", mark(values)): (new/sign).touch()
+        for sign in ("laid", mark(parameters(config, chapter))): (new/sign).touch()
     return out

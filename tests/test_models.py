@@ -1,12 +1,18 @@
-"Kept models: what is in models/ opens, says what it is, and gives the numbers of its page; what is damaged is refused"
+"Kept models: what is in models/ opens, says what it is, and gives the numbers that it says; what is damaged is refused"
 import json
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import PROJECT, make_study, one_sentence, run, set_config
 
+from integrated_cell.data.cells import CHANNELS_R
+from integrated_cell.data.manifest import fetch
+from integrated_cell.data.prepare import hela_cells
 from integrated_cell.integration.conditional import Conditional
 from integrated_cell.models import keep_model, kept_table, lay, names, open_model
 from integrated_cell.results import BadInput, write_json
@@ -92,10 +98,36 @@ def test_a_kept_model_stands_in_for_its_training(toy):
     assert one_sentence(err) and "a training of your own" in err
     (home/"checkpoint.safetensors").unlink()
     set_config(toy, chapters=["data", "reference", "conditional"], conditional=dict(factor=4))
-    assert "kept with factor = 2, not 4" in refused(lambda: lay(read_config(toy/"config/toy.yaml"), "conditional"))
+    said = refused(lambda: lay(read_config(toy/"config/toy.yaml"), "conditional"))
+    assert "the kept model of conditional has factor = 2, not 4" in said
 
 
-@pytest.mark.parametrize("name", names())
+def test_a_model_is_never_laid_beside_the_page_of_another_training(toy):
+    run(toy, "integrated-cell", "publish", "--config", "config/toy.yaml")
+    shutil.rmtree(toy/"results/toy/conditional")
+    page = toy/"book/published/toy/conditional/run.json"
+    write_json(page, json.loads(page.read_text()) | dict(parameters=dict(results="results/toy", factor=3)))
+    said = refused(lambda: lay(read_config(toy/"config/toy.yaml"), "conditional"))
+    assert "the kept page of conditional has factor = 3, not 2" in said and not (toy/"results/toy/conditional").exists()
+
+
+@pytest.mark.parametrize("name", kept_table(PROJECT))
 def test_every_model_of_the_table_is_kept_and_opens(name):
     kept = open_model(name)
     assert kept.about.licence and kept.about.numbers and set(kept) == set(kept_table(PROJECT)[name]["parts"])
+
+
+def correlation(a, b):  # mean over cells
+    return np.mean([np.corrcoef(p.ravel(), q.ravel())[0, 1] for p, q in zip(a, b)])
+
+
+@pytest.mark.skipif("hela3d" not in names() or not os.environ.get("INTEGRATED_CELL_MIRROR"), reason="no real images here")
+def test_hela3d_gives_the_numbers_that_it_says():
+    kept, cells = open_model("hela3d"), hela_cells(fetch("hela3d"), test_fraction=.2, validation_fraction=.1)
+    rows = np.flatnonzero(cells.table.split == "test")
+    x_r = torch.as_tensor(np.stack([cells[i] for i in rows]))[:, CHANNELS_R].float()
+    if x_r.max() > 1: x_r = x_r/255
+    with torch.no_grad(): x_r_hat = kept["reference"](x_r)[0]
+    for k, channel in enumerate(("membrane", "dna")):
+        found = correlation(x_r[:, k].numpy(), x_r_hat[:, k].numpy())
+        assert abs(found - kept.about.numbers[f"reference_correlation_{channel}"]) < 1e-3
