@@ -21,6 +21,7 @@ from ..training.batch import share
 from ..training.descent import descend, together
 from ..training.losses import bce, far, mse, nll
 from ..training.networks import Dec, DecD, Enc, EncD
+from ..training.norms import settle, some_batches
 from .reference import Reference, optimisers
 from .reference import step as reference_step
 from ..training.train import fit
@@ -171,22 +172,27 @@ def fit_both(
     sizes: dict,  # n_latent_r, n_latent_s, width, noise
     rates: dict,  # lr, lr_enc_d
     fold: int,  # which of several trainings: shifts the seed
-    reading: dict,  # batch_size, seed, device: of `Cells.batches`
+    reading: dict,  # batch_size, seed, device, and how cells are varied (flip, turn ...): of `Cells.batches`
     gamma_enc: float = 1e-4,  # weight of the encoding adversaries (section 3.3)
     gamma_dec: float = 1e-5,  # weight of the decoding adversaries (section 3.3)
-    flip: bool = False,  # mirror training cells at random
+    gamma_far: float = 0.,  # weight that holds codes within 3 sd of the prior (the paper: 0)
+    n_settle: int = 0,  # batches on which batch norms are settled after each phase; 0: running averages (the paper)
     **kwargs,  # to train.fit: precision, anneal, show
 ) -> tuple[Conditional, float]:  # in eval mode; seconds of training
     "Algorithms 1 and 2, one after the other, on the same cells"
-    seed, device, gammas = reading["seed"] + fold, reading["device"], dict(gamma_enc=gamma_enc, gamma_dec=gamma_dec)
+    seed, size, device = reading["seed"] + fold, reading["batch_size"], reading["device"]
+    gammas = dict(gamma_enc=gamma_enc, gamma_dec=gamma_dec, gamma_far=gamma_far)
     torch.manual_seed(seed)
-    batches = cells.batches(rows, flip=flip, **reading)
-    settings = dict(fold=fold, flip=flip, data=cells.provenance, **gammas)
+    batches = cells.batches(rows, **reading)
+    varied = {k: v for k, v in reading.items() if k not in ("batch_size", "seed", "device")}
+    settings = dict(fold=fold, data=cells.provenance, **varied, **gammas)
     rest = dict(seed=seed, settings=settings, **kwargs)
     shape = Reference(cells.shape, sizes["n_latent_r"], sizes["width"], sizes["noise"], cells.voxel_um).to(device)
     first = fit(shape, partial(reference_step, **gammas), optimisers(shape, **rates), batches, epochs[0],
                 Path(out)/"reference", **rest)
+    settle(shape, some_batches(cells, n_settle, size, CHANNELS_R, rows=rows))
     model = Conditional.after(shape, cells.classes, sizes["n_latent_s"]).to(device)
     second = fit(model, partial(step, enc_r=model.enc_r, **gammas), optimisers(model, **rates), batches, epochs[1],
                  Path(out)/"conditional", **rest)
+    settle(model, some_batches(cells, n_settle, size, rows=rows))
     return model.eval(), float(first.seconds.sum() + second.seconds.sum())

@@ -30,9 +30,10 @@ def some_batches(
     batch_size: int,  # as in training
     channels: slice | list[int] = slice(None),  # what the model is shown, e.g. `CHANNELS_R`
     seed: int = 0,  # which training cells
+    rows: np.ndarray | None = None,  # of the training cells; None: those of the split
 ) -> Iterator[Tensor]:  # n times (batch_size, c, *s) float32 in [0, 1]
     "Batches of training cells for `settle`, whole ones; fewer where there are no more cells"
-    rows = np.random.default_rng(seed).permutation(cells.rows("train"))
+    rows = np.random.default_rng(seed).permutation(cells.rows("train") if rows is None else rows)
     for at in range(0, min(n*batch_size, len(rows) - batch_size + 1), batch_size):
         yield torch.from_numpy(read_images(cells.images, rows[at:at + batch_size])[:, channels]/np.float32(255))
 
