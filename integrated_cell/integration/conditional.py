@@ -176,7 +176,7 @@ def fit_both(
     gamma_enc: float = 1e-4,  # weight of the encoding adversaries (section 3.3)
     gamma_dec: float = 1e-5,  # weight of the decoding adversaries (section 3.3)
     gamma_far: float = 0.,  # weight that holds codes within 3 sd of the prior (the paper: 0)
-    n_settle: int = 0,  # batches on which batch norms are settled after each phase; 0: running averages (the paper)
+    n_settle: int = 0,  # batches on which norms are settled after each phase; 0: running averages (the paper)
     **kwargs,  # to train.fit: precision, anneal, show
 ) -> tuple[Conditional, float]:  # in eval mode; seconds of training
     "Algorithms 1 and 2, one after the other, on the same cells"
