@@ -13,6 +13,7 @@ from conftest import PROJECT, make_study, one_sentence, run, set_config
 from integrated_cell.data.cells import CHANNELS_R
 from integrated_cell.data.manifest import fetch
 from integrated_cell.data.prepare import hela_cells
+from integrated_cell.integration.integrate import integrate
 from integrated_cell.integration.conditional import Conditional
 from integrated_cell.models import keep_model, kept_table, lay, names, open_model
 from integrated_cell.results import BadInput, write_json
@@ -125,9 +126,15 @@ def correlation(a, b):  # mean over cells
 def test_hela3d_gives_the_numbers_that_it_says():
     kept, cells = open_model("hela3d"), hela_cells(fetch("hela3d"), test_fraction=.2, validation_fraction=.1)
     rows = np.flatnonzero(cells.table.split == "test")
-    x_r = torch.as_tensor(np.stack([cells[i] for i in rows]))[:, CHANNELS_R].float()
-    if x_r.max() > 1: x_r = x_r/255
+    x = torch.as_tensor(np.stack([cells[i] for i in rows])).float()
+    if x.max() > 1: x = x/255
+    x_r = x[:, CHANNELS_R]
     with torch.no_grad(): x_r_hat = kept["reference"](x_r)[0]
     for k, channel in enumerate(("membrane", "dna")):
         found = correlation(x_r[:, k].numpy(), x_r_hat[:, k].numpy())
         assert abs(found - kept.about.numbers[f"reference_correlation_{channel}"]) < 1e-3
+    seen, unseen = "conditional_correlation_structure", "integration_correlation_integrated"
+    with torch.no_grad(): x_hat = kept["conditional"](x)[0]
+    drawn = integrate(kept["conditional"], x_r)[torch.arange(len(rows)), cells.table.y.to_numpy()[rows]]
+    for key, answer in ((seen, x_hat[:, 1]), (unseen, drawn)):
+        assert abs(correlation(x[:, 1].numpy(), answer.numpy()) - kept.about.numbers[key]) < 2e-3
