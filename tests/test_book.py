@@ -59,6 +59,16 @@ def prose(root, chapter, text):
     nbformat.write(nb, path)
 
 
+KEPT = sorted((PROJECT/"book/published").glob("*/*/notebook.ipynb"))
+
+
+@pytest.mark.parametrize("page", KEPT, ids=lambda p: f"{p.parts[-3]}-{p.parts[-2]}")
+def test_no_kept_page_prints_an_object_of_python(page):
+    outputs = [o for c in json.loads(page.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", [])]
+    bare = [text for o in outputs if {*o.get("data", {})} == {"text/plain"} for text in ["".join(o["data"]["text/plain"])]]
+    assert not bare, f"{page}: {bare}"
+
+
 def test_every_page_opens_without_network(finished, browser):
     out, err = run(finished, "integrated-cell", "book", "--config", "config/toy.yaml")
     book = finished/"results/toy/book"
