@@ -21,7 +21,7 @@ import yaml
 
 from .contents import about, contents, made_run, toc, told
 from .page import library_page, module, names, page, target
-from .prose import fill, numbers, slug
+from .prose import fill, numbers, slug, tell
 from .results import BadInput, whole
 from .shrink import shrink, shrink_outputs
 from .standing import markdown_table, printed_numbers, standing, verdicts
@@ -178,7 +178,7 @@ def _write(path, nb):
 
 def _write_page(notebook, values, ran, to):
     to.parent.mkdir(parents=True, exist_ok=True)
-    _write(to, page(notebook, partial(fill, values=values, where=str(notebook), ran=ran), to))
+    _write(to, page(notebook, partial(tell, values=values, where=str(notebook), ran=ran), to))
 
 
 def _write_run(run, table, to):  # its chapters as pages, and the page about it

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .charts import NOTHING
 from .results import BadInput
 
 # %% ../nbs/07_page.ipynb #4b671fff
@@ -57,11 +58,11 @@ def _take(waiting, kind) -> str:  # the first caption of this kind that no outpu
 
 
 def _picture(data, kind, to, caption, heading) -> dict:  # written beside the page
-    before = list(to.parent.glob(f"{to.stem}_[0-9]*"))
-    name, file = f"{to.stem}_{len(before) + 1}.{KINDS[kind]}", "".join(data[kind])
+    stem = f"{to.parent.name}_{to.stem}"  # of this picture alone, since all pages put theirs into one folder
+    name, file = f"{stem}_{len([*to.parent.glob(f'{stem}_[0-9]*')]) + 1}.{KINDS[kind]}", "".join(data[kind])
     (to.parent/name).write_bytes(file.encode() if kind == "image/svg+xml" else base64.b64decode(file))
     said = alt(caption) or f"A figure of the section {alt(heading)}"
-    return _markdown(f"```{{figure}} {name}\n:alt: {said}\n\n{caption}\n```")
+    return _markdown(f"```{{figure}} {name}\n:alt: {said}\n:target: ../_images/{name}\n\n{caption}\n```")
 
 # %% ../nbs/07_page.ipynb #671e424d
 def shown_output(
@@ -89,14 +90,31 @@ def _fold(code) -> list:  # cells
     return [_markdown(f"::::{{dropdown}} Show the code\n``````python\n{said}\n``````\n::::")] if said else []
 
 
-def _cells(notebook) -> Iterator[dict]:  # those that ran; an error stops the build
+def _cells(notebook, fill) -> Iterator[dict]:  # those that ran; an error stops the build
     for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         if c["cell_type"] == "raw" or "papermill-error-cell-tag" in c["metadata"].get("tags", []): continue
         if any(o["output_type"] == "error" for o in c.get("outputs", [])):
             raise BadInput(f"{notebook}: ends in an error; run the chapter again")
-        yield c | {"source": "".join(c["source"])}
+        source = "".join(c["source"])
+        yield c | {"source": fill(source) if c["cell_type"] == "markdown" else source}
 
 # %% ../nbs/07_page.ipynb #6ea87e45
+def _silent(section) -> bool:  # a heading, captions, outputs that say that there is nothing
+    prose = [captions(c["source"])[0] for c in section if c["cell_type"] == "markdown"]
+    told = [o.get("data", o) for c in section if c["cell_type"] == "code" for o in c["outputs"]]
+    empty = [NOTHING in "".join(of.get("text/markdown", "")) for of in told]
+    return bool(empty) and all(empty) and len(prose) == 1 and "\n" not in prose[0].strip()
+
+
+def _told(cells) -> Iterator[dict]:  # without sections of which this run can tell nothing
+    section = []
+    for c in [*cells, None]:
+        if section and (c is None or c["cell_type"] == "markdown" and c["source"].startswith("#")):
+            if not _silent(section): yield from section
+            section = []
+        section.append(c)
+
+
 def page(
     notebook: Path,  # executed
     fill: Callable[[str], str],  # puts numbers into Markdown
@@ -104,12 +122,12 @@ def page(
 ) -> dict:  # the notebook as a page
     "An executed notebook to be read"
     cells, code, waiting, heading = [], [], [], ""
-    for c in _cells(notebook):
+    for c in _told(_cells(notebook, fill)):
         if c["cell_type"] == "code":
             code.append(re.sub(r"^#\|.*\n?", "", c["source"], flags=re.M))
             for o in c["outputs"]: cells += shown_output(o, waiting, heading, to)
             continue
-        text, found = captions(fill(c["source"]))
+        text, found = captions(c["source"])
         if text.startswith("#"):
             cells, code, waiting, heading = cells + _fold(code), [], [], text.split("\n")[0]
         if found: waiting = found
