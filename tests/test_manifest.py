@@ -119,6 +119,28 @@ def test_without_published_checksum_the_first_file_is_held_to(place, server):
     with pytest.raises(BadInput, match="recorded in"): fetch("toy", place/"mirror", manifest=place/"manifest")
 
 
+PAGE = b"\n<!DOCTYPE html><title>Please log in</title>"
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_web_page_with_status_200_is_no_file(place, server, record):
+    write(place/"manifest", [("a.bin", f"{server.url}/a.bin", A)], record=record)
+    server.files["/a.bin"] = PAGE
+    with pytest.raises(BadInput, match="gave a web page and not a.bin"): fetch("toy", manifest=place/"manifest")
+    assert not list((cache_folder()/"toy").glob("a.bin*")) and not (cache_folder()/"toy.lock").exists()
+    server.files["/a.bin"] = A
+    assert (fetch("toy", manifest=place/"manifest")/"a.bin").read_bytes() == A
+
+
+def test_damaged_notes_of_earlier_fetches(place, server):
+    write(place/"manifest", [("a.bin", f"{server.url}/a.bin", A)], record=True)
+    fetch("toy", manifest=place/"manifest")
+    (cache_folder()/"toy.checked.json").write_text("{\"")
+    assert (fetch("toy", manifest=place/"manifest")/"a.bin").read_bytes() == A
+    (cache_folder()/"toy.lock").write_text("path\tsha256\na\tb\tc\td\n\"")
+    with pytest.raises(BadInput, match="toy.lock: .*cannot be read; remove"): fetch("toy", manifest=place/"manifest")
+
+
 def test_offline_says_which_file_from_where_and_what_to_do(place, server):
     server.shutdown(); server.server_close()
     with pytest.raises(BadInput) as e: fetch("toy", manifest=place/"manifest")
