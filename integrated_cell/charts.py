@@ -28,7 +28,7 @@ from .results import BadInput
 # %% ../nbs/03_charts.ipynb #97e7cfe7
 theme()
 NOTHING = "*This run has nothing of this kind.*"
-_WIDTH = 7.5  # inches, the column of the book
+_WIDTH = 5.5  # inches: letters of eight points stay legible on a phone
 _MARKS = "osD^vP*Xp<>hd8"
 
 
@@ -46,6 +46,14 @@ def _looks(kinds: Sequence) -> dict:  # each kind's colour and mark
         colour = own.get(kind, colours[i % len(colours)])
         looks[kind] = dict(color=colour, marker=_MARKS[i % len(_MARKS)])
     return looks
+
+
+def _wrapped(names, wide=26):  # names of rows, on several lines where they are long
+    return [textwrap.fill(str(name), wide) for name in names]
+
+
+def _columns(names, most=4):  # of a legend that is no wider than its figure
+    return max(1, min(most, len(names), 90//(6 + max(len(str(n)) for n in names))))
 
 
 def _guide(ax, at, along):  # {position: line style} as grey lines
@@ -105,7 +113,7 @@ def intervals(
     if guess is not None:
         ax.axvline(guess, color="grey", ls="--", lw=1)
         ax.text(guess, len(t) - .4, "guessing", color="grey", ha="center", va="bottom", fontsize=8)
-    ax.set(yticks=rows, yticklabels=t.method, xlabel=xlabel, ylim=(-.6, len(t) - .4))
+    ax.set(yticks=rows, yticklabels=_wrapped(t.method), xlabel=xlabel, ylim=(-.6, len(t) - .4))
     plt.close(fig)
     return fig
 
@@ -130,8 +138,8 @@ def dots(
         reach = np.nan_to_num(np.clip([of.value - low, high - of.value], 0, None))
         ax.errorbar(of.value, at, xerr=reach, fmt=look["marker"], color=look["color"], ms=4, lw=1.2, label=name)
     for r in range(1, len(rows)): ax.axhline(r - .5, color="0.92", lw=.8, zorder=0)
-    ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - .5, -.5), xlabel=xlabel, xlim=xlim)
-    if len(kinds) > 1: ax.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=min(3, len(kinds)))
+    ax.set(yticks=range(len(rows)), yticklabels=_wrapped(rows), ylim=(len(rows) - .5, -.5), xlabel=xlabel, xlim=xlim)
+    if len(kinds) > 1: ax.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=_columns(kinds, 3))
     plt.close(fig)
     return fig
 
@@ -179,6 +187,7 @@ def along(
     if hue is None: t, hue = t.assign(_hue=""), "_hue"
     if panel is None: t, panel = t.assign(_panel=""), "_panel"
     names, kinds = list(dict.fromkeys(t[panel])), list(dict.fromkeys(t[hue]))
+    ncols = min(ncols, 3 if share else 2)
     fig, axes = _panels(names, ncols, 2.6 if len(names) == 1 else 1.9, sharex=sharex, sharey=share)
     for name, ax in zip(names, axes):
         _guide(ax, lines, "y")
@@ -188,7 +197,7 @@ def along(
         ax.set(xlabel=xlabel, ylabel=ylabel, **{f"{a}scale": "log" for a in log})
     if len(kinds) > 1:
         handles, labels = axes[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside upper center", ncols=min(4, len(kinds)))
+        fig.legend(handles, labels, loc="outside upper center", ncols=_columns(labels))
     for i, ax in enumerate(axes):  # labels where an axis is not that of its neighbour
         low, left = i + min(ncols, len(axes)) >= len(axes), i % ncols == 0
         if "x" in log: _few_ticks(ax, t[x] if sharex else t[x][t[panel] == names[i]])
@@ -216,7 +225,9 @@ def boxes(
         _guide(ax, lines, "y")
         sns.boxplot(of, x=x, y=y, hue=hue, fliersize=1.5, linewidth=.8, ax=ax, legend=ax is axes[0])
         ax.set(xlabel="", ylabel=ylabel)
-    if hue: sns.move_legend(axes[0], "lower right", bbox_to_anchor=(1, 1), ncols=3, title=None)
+    if hue:
+        ncols = _columns(t[hue].unique(), 3)
+        sns.move_legend(axes[0], "lower right", bbox_to_anchor=(1, 1), ncols=ncols, title=None)
     if t[x].nunique() > 5:
         ticks, names = axes[-1].get_xticks(), axes[-1].get_xticklabels()
         axes[-1].set_xticks(ticks, names, rotation=35, ha="right", rotation_mode="anchor")
@@ -249,8 +260,8 @@ def ridges(
             height = np.nan_to_num(found[k])/top*.9
             ax.stairs(r - height, edges, baseline=r, color=look["color"], fill=True, alpha=.25)
             ax.stairs(r - height, edges, baseline=r, color=look["color"], lw=1.2, label=k if r == 0 else None)
-    ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - .8, -1.05), xlabel=xlabel)
-    ax.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=min(4, len(kinds)))
+    ax.set(yticks=range(len(rows)), yticklabels=_wrapped(rows), ylim=(len(rows) - .8, -1.05), xlabel=xlabel)
+    ax.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=_columns(kinds))
     plt.close(fig)
     return fig
 
@@ -311,7 +322,7 @@ def curves(
     losses: Sequence[str] | None = None,  # columns to draw; None: all loss_*
     labels: Mapping[str, str] | None = None,  # y label with its unit, by column
     guess: Mapping[str, float] | None = None,  # the loss of a guess, by column: a dashed line
-    ncols: int = 3,  # plots a row
+    ncols: int = 2,  # plots a row
 ) -> Figure:
     "Losses over the epochs (Figure S3)"
     losses = list(losses or [c for c in history if c.startswith("loss_")])
@@ -353,7 +364,7 @@ def confusion(
     written = np.where(counts > 0, counts.astype(str), "")
     rows = [f"{c} ({k})" for c, k in zip(classes, n)]
     sns.heatmap(share, vmin=0, vmax=1, cmap="Blues", square=True, linewidths=.5, linecolor="0.92", ax=ax,
-                annot=written, fmt="", annot_kws={"size": 8},
+                annot=written, fmt="", annot_kws={"size": 7},
                 cbar_kws={"label": "share of the true class", "shrink": .7},
                 xticklabels=classes, yticklabels=rows)
     ax.set(xlabel="predicted", ylabel=ylabel)
@@ -387,7 +398,7 @@ def latent(
     "Embeddings beside the standard normal prior (Figure S4)"
     z = np.asarray(z)
     i, j = rng.choice(z.shape[1], 2, replace=False) if rng else (0, 1)
-    fig, (ax, every) = plt.subplots(1, 2, figsize=(_WIDTH, 3.6), layout="constrained", width_ratios=(1.25, 1))
+    fig, (ax, every) = plt.subplots(2, 1, figsize=(_WIDTH, 6), layout="constrained", height_ratios=(1.6, 1))
     _points(ax, z[:, i], z[:, j], *_named(groups, names))
     for r in (1, 2): ax.add_patch(Circle((0, 0), r, fill=False, color="0.3", lw=1, ls="--"))
     reach = max(3.2, 1.05 * np.abs(z[:, [i, j]]).max())
