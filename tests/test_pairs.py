@@ -191,7 +191,8 @@ def test_other_pictures_of_the_same_cells_give_the_same_cells(tmp_path):
     def rgba(x):
         file = io.BytesIO(); Image.fromarray(np.dstack([x, 0*x[..., :1] + 200])).save(file, "PNG")
         return file.getvalue()
-    for cells in (again(".a.png", rgba), again(".tif", tiff), again(".TIFF", lambda x: tiff(np.moveaxis(x[..., :2], -1, 0)))):
+    def planes(x): return tiff(np.moveaxis(x[..., :2], -1, 0))
+    for cells in (again(".a.png", rgba), again(".tif", tiff), again(".TIFF", planes)):
         assert np.array_equal(cells.images[:], rgb.images[:]) and "percentiles" not in cells.provenance
     deep = again(".ome.tif", lambda x: tiff(np.moveaxis(x[..., :2], -1, 0).astype(np.uint16)*16))
     first = np.moveaxis(next(iter(pixels.values()))[..., :2], -1, 0)
@@ -205,7 +206,8 @@ def test_names_are_never_cut_at_their_first_dot(tmp_path):
     files = {name.replace("Tea1_", "2024.0"): content for name, content in layout().items()}
     cells = lin_cells(packed(tmp_path/"lin.zip", files), None, PAIR)
     assert {"train/Tea1/2024.00", "train/Tea1/2024.01", "train/Tea1/2024.02"} < set(cells.table.cell_id)
-    twin, again = next(iter(files)).replace(".png", ".tif"), tiff((np.arange(11520) % 256).astype(np.uint8).reshape(48, 80, 3))
+    twin = next(iter(files)).replace(".png", ".tif")
+    again = tiff((np.arange(11520) % 256).astype(np.uint8).reshape(48, 80, 3))
     refused(tmp_path, packed(tmp_path/"lin.zip", files | {twin: again}), "train/Tea1/2024.00")
 
 
