@@ -3,6 +3,7 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,11 @@ real = pytest.mark.skipif(not here, reason="INTEGRATED_CELL_MIRROR has no yeast_
 def picture(seed=0, shape=(48, 80), mode="RGB", format="PNG"):
     x = np.random.default_rng(seed).integers(0, 256, (*shape, 3)).astype(np.uint8)
     file = io.BytesIO(); Image.fromarray(x).convert(mode).save(file, format)
+    return file.getvalue()
+
+
+def tiff(x, **more):
+    file = io.BytesIO(); tifffile.imwrite(file, x, **more)
     return file.getvalue()
 
 
@@ -137,11 +143,16 @@ TEA1 = "LIN_Normalized_WT_size-48-80_train/Tea1/Tea1_0.png"
 @pytest.mark.parametrize("change, proteins, says", [
     ({TEA1: picture(shape=(48, 48))}, PAIR, "Tea1_0.png' is RGB of 48 × 48 pixels where RGB of 48 × 80"),
     ({TEA1: picture(mode="L")}, PAIR, "Tea1_0.png' is L of"),
-    ({TEA1: picture(mode="RGBA")}, PAIR, "Tea1_0.png' is RGBA of"),
+    ({TEA1: picture(mode="LA")}, PAIR, "Tea1_0.png' is LA of"),
+    ({TEA1: picture(mode="P")}, PAIR, "Tea1_0.png' is P of"),
+    ({TEA1: tiff(np.zeros((2, 48, 48), np.uint16))}, PAIR, "Tea1_0.png' is uint16 of shape .2, 48, 48., axes"),
+    ({TEA1: tiff(np.full((2, 48, 80), np.nan, np.float32))}, PAIR, "Tea1_0.png' has values that are not finite"),
+    ({TEA1: tiff(np.arange(7680, dtype=np.uint16).reshape(2, 48, 80))}, PAIR, "scaled in two ways; save all pictures"),
+    ({TEA1: tiff(np.zeros((2, 48, 80), np.uint16))[:300]}, PAIR, "Tea1_0.png' is not a whole PNG or TIFF"),
     ({TEA1: picture(format="BMP")}, PAIR, "Tea1_0.png' is not a whole PNG"),
     ({TEA1: picture()[:400]}, PAIR, "Tea1_0.png' is not a whole PNG"),
     ({TEA1: b""}, PAIR, "Tea1_0.png' is not a whole PNG"),
-    ({TEA1.replace("_0.png", ".tif"): picture()}, PAIR, "Tea1.tif' is not a PNG"),
+    ({TEA1.replace("_0.png", ".txt"): picture()}, PAIR, "Tea1.txt' is neither PNG nor TIFF"),
     ({}, ("Tea1", "Sid2", "Tea5"), "has no cells of Sid2, Tea5; it has Arp3, Tea1"),
     ({}, None, "has no cells of Alp14, Cki2, Mkh1, Sid2; it has Arp3, Tea1; name yours in `proteins`"),
     ({}, ("Tea1",), "only one protein"),
@@ -168,6 +179,45 @@ def test_bad_archives(tmp_path):
         refused(tmp_path, packed(tmp_path/"part.zip", layout(n=n)), part)
     sid2 = {"LIN_Normalized_WT_size-48-80_train/Sid2/": b"", "LIN_Normalized_WT_size-48-80_test/Sid2/a.png": picture()}
     refused(tmp_path, packed(tmp_path/"part.zip", layout() | sid2), "train folder of Sid2 is empty", (*PAIR, "Sid2"))
+
+
+def test_other_pictures_of_the_same_cells_give_the_same_cells(tmp_path):
+    files = layout()
+    pixels = {name: np.asarray(Image.open(io.BytesIO(content))) for name, content in files.items()}
+    rgb = lin_cells(packed(tmp_path/"rgb.zip", files), None, PAIR)
+    def again(name, as_file):
+        made = {k.replace(".png", name): as_file(x) for k, x in pixels.items()}
+        return lin_cells(unpacked(tmp_path/f"as{name}", made), None, PAIR)
+    def rgba(x):
+        file = io.BytesIO(); Image.fromarray(np.dstack([x, 0*x[..., :1] + 200])).save(file, "PNG")
+        return file.getvalue()
+    def planes(x): return tiff(np.moveaxis(x[..., :2], -1, 0))
+    for cells in (again(".a.png", rgba), again(".tif", tiff), again(".TIFF", planes)):
+        assert np.array_equal(cells.images[:], rgb.images[:]) and "percentiles" not in cells.provenance
+    deep = again(".ome.tif", lambda x: tiff(np.moveaxis(x[..., :2], -1, 0).astype(np.uint16)*16))
+    first = np.moveaxis(next(iter(pixels.values()))[..., :2], -1, 0)
+    assert deep.provenance["percentiles"] == [1., 99.9] and deep.table.cell_id[0].endswith(".ome")
+    assert deep.images[:].max((2, 3)).min() == 255
+    at = deep.table.cell_id.tolist().index("train/Tea1/Tea1_0.ome")
+    assert np.array_equal(deep.images[at], stretch(first, "a"))
+
+
+def test_names_are_never_cut_at_their_first_dot(tmp_path):
+    files = {name.replace("Tea1_", "2024.0"): content for name, content in layout().items()}
+    cells = lin_cells(packed(tmp_path/"lin.zip", files), None, PAIR)
+    assert {"train/Tea1/2024.00", "train/Tea1/2024.01", "train/Tea1/2024.02"} < set(cells.table.cell_id)
+    twin = next(iter(files)).replace(".png", ".tif")
+    again = tiff((np.arange(11520) % 256).astype(np.uint8).reshape(48, 80, 3))
+    refused(tmp_path, packed(tmp_path/"lin.zip", files | {twin: again}), "train/Tea1/2024.00")
+
+
+def test_a_deep_png_and_a_stack_are_no_pictures_of_cells(tmp_path):
+    x = np.random.default_rng(0).integers(0, 9999, (2, 48, 80)).astype(np.uint16)
+    deep = bytearray(picture()); deep[24] = 16
+    deep[29:33] = zlib.crc32(bytes(deep[12:29])).to_bytes(4, "big")
+    for content, says in ((tiff(x, imagej=True, metadata=dict(axes="ZYX")), "axes ZYX where RGB of 48 × 80"),
+                          (bytes(deep), "16 bits|not a whole PNG"), (tiff(x[:, :1]), "where RGB")):
+        refused(tmp_path, packed(tmp_path/"lin.zip", layout() | {TEA1: content}), says)
 
 
 def test_cells_of_a_constant_channel_are_left_out_and_listed(tmp_path):

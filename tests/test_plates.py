@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from PIL import Image
 from scipy import ndimage
 
 from integrated_cell.app import main
@@ -19,7 +20,7 @@ from integrated_cell.data.plates import (
     _crop_images, _true_range, crop_cells, crops, illumination, luminance, plate_cells, segment_field,
 )
 from integrated_cell.data.prepare import field_cells
-from integrated_cell.data.sites import CHANNELS, COLUMNS, read_plate_tables
+from integrated_cell.data.sites import CHANNELS, COLUMNS, image_files, read_plate_tables, read_site
 from integrated_cell.results import BadInput
 from integrated_cell.simulation.screen import draw_plates, simulate_field
 
@@ -128,6 +129,111 @@ def test_bad_tables(tmp_path, change, says):
     sites, moas = change(pd.DataFrame(rows()), [("DMSO", 0, "DMSO"), ("STA-1", 30, "Microtubule stabilizers")])
     with pytest.raises(BadInput, match=says) as e: read_plate_tables(tables(tmp_path, sites, moas))
     assert "\n" not in str(e.value)
+
+
+def written(folder, change=lambda s: s, moas=(("DMSO", 0, "DMSO"), ("STA-1", 30, "Microtubule stabilizers")), **csv):
+    "Tables as somebody else wrote them, the images where they were"
+    sites = pd.DataFrame(write(folder, rows()) and rows())
+    change(sites.rename(columns={short: long for long, short in COLUMNS.items()})).to_csv(
+        folder/"BBBC021_v1_image.csv", index=False, **csv)
+    pd.DataFrame(moas, columns=["compound", "concentration", "moa"]).to_csv(
+        folder/"BBBC021_v1_moa.csv", index=False, **csv)
+    return folder
+
+
+DOSE, GIVEN_AS, WELL = "Image_Metadata_Concentration", "Image_Metadata_Compound", "Image_Metadata_Well_DAPI"
+
+@pytest.mark.parametrize("change, moas, csv, told", [
+    (lambda s: s.assign(**{DOSE: s[DOSE].astype(str) + " uM"}), None, {}, []),
+    (lambda s: s.assign(**{DOSE: (s[DOSE]*1000).map("{:g} nM".format)}), None, {}, []),
+    (lambda s: s, None, dict(sep=";", decimal=","), []),
+    (lambda s: s, None, dict(sep="\t"), []),
+    (lambda s: s.assign(**{WELL: s[WELL].str.replace("B0", "b")}), None, {}, []),
+    (lambda s: s.assign(**{GIVEN_AS: s[GIVEN_AS].replace("DMSO", " dmso")}), None, {}, []),
+    (lambda s: s, (("DMSO", 0, "DMSO"), ("STA-1", 30.000003, "Microtubule stabilizers")), {}, ["count as one (1)"]),
+    (lambda s: s, (("dmso", 0, "DMSO"), ("sta-1", "30 µM", "Microtubule stabilizers")), {}, ["30 µM = STA-1"]),
+    (lambda s: pd.concat([s, s[:1].assign(**{WELL: "B2"})]), None, {}, ["B2 for B02 on Week1_22123"]),
+])
+def test_tables_that_mean_the_same_say_the_same(tmp_path, change, moas, csv, told):
+    right = read_plate_tables(written(tmp_path/"right"))
+    found = read_plate_tables(written(tmp_path/"other", change, **(dict(moas=moas) if moas else {}), **csv))
+    assert found.equals(right)
+    new = [t for t in found.attrs["told"] if t not in right.attrs["told"]]
+    assert len(new) == len(told) and all(says in t for says, t in zip(told, new))
+
+
+@pytest.mark.parametrize("change, moas, says", [
+    (lambda s: s.assign(**{DOSE: "3 %"}), None, "has the concentration '3 %' in line 2; give µM"),
+    (lambda s: s.assign(**{DOSE: -s[DOSE]}), None, "has the concentration '-30.0' in line 4"),
+    (lambda s: s, (("DMSO", 0, "DMSO"), ("STA-1", "30 M", "Eg5 inhibitors")),
+     "has STA-1 at 30 µM, the other STA-1 at 3e[+]07 µM"),
+    (lambda s: s, (("STA-7", 30, "Eg5 inhibitors"),), "has STA-1 at 30 µM, the other STA-7"),
+    (lambda s: pd.concat([s, s[:1].assign(**{WELL: "B2", GIVEN_AS: "STA-1"})]), None, "lists site 1 of well B02"),
+    (lambda s: s.rename(columns={WELL: "Well"}), None, "no column Image_Metadata_Well_DAPI; .* --columns"),
+])
+def test_tables_that_cannot_be_meant_so(tmp_path, change, moas, says):
+    written(tmp_path, change, **(dict(moas=moas) if moas else {}))
+    with pytest.raises(BadInput, match=says) as e: read_plate_tables(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_the_control_and_the_columns_have_other_names(tmp_path):
+    right = read_plate_tables(written(tmp_path/"right"))
+    def change(s): return s.rename(columns={WELL: "Well", DOSE: "dose", "Image_FileName_Actin": "rim"}).drop(
+        columns="Image_PathName_DAPI").assign(**{GIVEN_AS: s[GIVEN_AS].replace("DMSO", "Vehicle")})
+    own = written(tmp_path/"own", change)
+    says = dict(control="vehicle", columns="well=Well, concentration=dose,actin=rim")
+    found = read_plate_tables(own, **says)
+    assert found.equals(right) and "the control is vehicle; from here on it is called DMSO" in found.attrs["told"]
+    columns = dict(well="Well", concentration="dose", mito="rim", nuclei="Image_FileName_DAPI")
+    renamed = dict(control="vehicle", columns=columns, channels=("nuclei", "Tubulin", "mito"))
+    assert read_plate_tables(own, **renamed).equals(right)
+    for asked, message in ((says | dict(control="water"), "no site was given 'water'; .*Vehicle"),
+                           (says | dict(columns="well=Well,dose=dose"), "'dose' is not understood"),
+                           (says | dict(channels=("dna", "er")), "are not three stains")):
+        with pytest.raises(BadInput, match=message): read_plate_tables(own, **asked)
+    with pytest.raises(BadInput, match="DMSO beside the control 'STA-1'"):
+        read_plate_tables(tmp_path/"right", control="STA-1")
+    no_control = read_plate_tables(own, columns=says["columns"]).attrs["told"]
+    assert any("--control" in t and "Vehicle" in t for t in no_control)
+
+
+def test_a_file_is_known_by_its_whole_path(tmp_path):
+    sites = [row | dict(folder=f"D:\\screen\\{row['plate']}\\TimePoint_1", dna=f"{row['well']}_s1_w1.tif",
+                        tubulin=f"{row['well']}_s1_w2.tif", actin=f"{row['well']}_s1_w4.tif") for row in rows(sites=1)]
+    def place(row): return tmp_path/row["plate"]/"TimePoint_1"
+    tables(tmp_path, sites)
+    for i, row in enumerate(sites):
+        place(row).mkdir(parents=True, exist_ok=True)
+        for c in CHANNELS: tifffile.imwrite(place(row)/row[c], np.full((8, 9), i, np.uint16))
+    table, files = read_plate_tables(tmp_path), image_files(tmp_path)
+    grey = [read_site(files, row).max() for row in table.to_dict("records")]
+    assert grey == list(range(6)) and table.dna[5] == "Week1_22141/TimePoint_1/B04_s1_w1.tif"
+    shutil.rmtree(tmp_path/"Week1_22141")
+    with pytest.raises(BadInput, match="3 of 6 sites lack an image .*on Week1_22141"): read_plate_tables(tmp_path)
+    for p in (tmp_path/"Week1_22123"/"TimePoint_1").iterdir(): p.rename(tmp_path/p.name)
+    with pytest.raises(BadInput, match="would be dna of Week1_22123/B02_s1 and dna of Week1_22141/B02_s1"):
+        read_plate_tables(tmp_path)
+
+
+def test_an_image_that_may_be_two_is_named(tmp_path):
+    sites = [row | dict(folder="images") for row in rows(("P1",), GIVEN[:1], 1)]
+    tables(tmp_path, sites)
+    for place in ("a/images", "b/images"):
+        (tmp_path/place).mkdir(parents=True)
+        for c in CHANNELS: tifffile.imwrite(tmp_path/place/sites[0][c], np.zeros((4, 4), np.uint16))
+    with pytest.raises(BadInput, match="of plate P1 may be a/images/.* or b/images/.*Image_PathName_DAPI"):
+        read_plate_tables(tmp_path)
+    (tmp_path/"a").rename(tmp_path/"P1")
+    assert read_plate_tables(tmp_path).dna[0].startswith("P1/images/")
+
+
+def test_linked_plates_are_followed_and_circles_are_not(tmp_path):
+    sites = rows()
+    write(tmp_path/"store", sites); tables(tmp_path/"mine", sites)
+    for plate in ("Week1_22123", "Week1_22141"): (tmp_path/"mine"/plate).symlink_to(tmp_path/"store"/plate)
+    (tmp_path/"store"/"Week1_22141"/"back").symlink_to(tmp_path/"mine")
+    assert len(read_plate_tables(tmp_path/"mine")) == 12
 
 
 def test_no_tables(tmp_path):
@@ -270,6 +376,57 @@ def test_one_plate_is_split_by_field(small, capsys):
     with pytest.raises(BadInput, match="single group"): plate_cells(small[0], plates=["Week1_22123"], group="plate")
     with pytest.raises(BadInput, match="is no brightness"): plate_cells(small[0], full=0)
     with pytest.raises(BadInput, match="pixel_um -1"): plate_cells(small[0], pixel_um=-1)
+
+
+def save(path, x, kind):
+    if kind == "png": return Image.fromarray(x).save(path)
+    like = dict(int16=x.astype(np.int16), int32=x.astype(np.int32), float32=np.float32(x)/4095)
+    like |= dict(singleton=x[None, :, None], negative=x.astype(np.int16) - 300)
+    tifffile.imwrite(path, like[kind], photometric="minisblack")
+
+
+@pytest.mark.parametrize("kind", ["png", "int16", "int32", "float32", "singleton", "negative"])
+def test_other_files_of_the_same_plate_give_the_same_cells(small, tmp_path, kind):
+    right = plate_cells(small[0], test_fraction=0, plates=["Week1_22123"])
+    sites = [r for r in rows() if r["plate"] == "Week1_22123"]
+    ending = ".png" if kind == "png" else ".tif"
+    tables(tmp_path, [r | {c: r[c].replace(".tif", ending) for c in CHANNELS} for r in sites])
+    (tmp_path/"Week1_22123").mkdir()
+    for p in (small[0]/"Week1_22123").glob("*.tif"):
+        save(tmp_path/"Week1_22123"/p.with_suffix(ending).name, tifffile.imread(p) >> 4, kind)
+    cells = plate_cells(tmp_path, test_fraction=0)
+    assert len(cells) == len(right) and cells.table.cell_id.equals(right.table.cell_id)
+    assert np.abs(cells.images[:].astype(int) - right.images[:]).max() <= 1
+
+
+def test_images_that_are_no_plane_of_grey_values(tmp_path):
+    sites = rows(("P1",), GIVEN[:1], 1)
+    def noise(i, row): return np.random.default_rng(i).integers(0, 4096, (3, 32, 40)).astype(np.uint16)
+    write(tables(tmp_path, sites), sites, noise)
+    bad = tmp_path/"P1"/sites[0]["tubulin"]
+    hollow = np.full((32, 40), np.nan, np.float32)
+    for x, says in ((np.zeros((32, 40, 3), np.uint8), "is uint8 of shape"),
+                    (np.zeros((32, 40), np.uint8), "one size and type"),
+                    (np.zeros((32, 40), bool), "is bool"), (hollow, "values that are not finite")):
+        tifffile.imwrite(bad, x)
+        with pytest.raises(BadInput, match=says) as e: plate_cells(tmp_path)
+        assert "\n" not in str(e.value)
+
+
+def test_a_store_has_the_names_that_were_asked_for_and_sites_without_cells_are_counted(tmp_path, capsys):
+    folder, _ = screen_plate(tmp_path/"plates")
+    table = pd.read_csv(folder/"BBBC021_v1_image.csv")
+    table[GIVEN_AS] = table[GIVEN_AS].replace("DMSO", "water")
+    table = table.rename(columns={"Image_FileName_Actin": "Image_FileName_er"})
+    table.to_csv(folder/"BBBC021_v1_image.csv", index=False)
+    dark = [row for row in rows() if row["well"] == "B03" and row["plate"] == "Week1_22123"]
+    write(folder, dark, lambda i, row: np.full((3, 192, 224), 1600, np.uint16))
+    cells = plate_cells(folder, tmp_path/"cells", test_fraction=0, control="water", channels=("dna", "tubulin", "er"))
+    said = capsys.readouterr().err
+    assert cells.channels == ("dna", "tubulin", "er") and "full_er" in cells.table and "full_actin" not in cells.table
+    assert cells.classes == ["DMSO", "Microtubule stabilizers"] and cells.provenance["control"] == "water"
+    assert "2 of 8 sites hold no whole cell: Week1_22123/B03_s1, Week1_22123/B03_s2" in said
+    assert "the control is water; from here on it is called DMSO" in said
 
 
 def test_empty_fields_give_no_cell(tmp_path):

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
 from integrated_cell.data.manifest import fetch
-from integrated_cell.profiling.profiles import choose_eps, nsc_accuracy, nsc_interval, predict_moa, profiles, read_profiles, scale_plates, tvn, whiten, write_profiles
+from integrated_cell.profiling.profiles import choose_eps, feature_select, nsc_accuracy, nsc_interval, predict_moa, profiles, read_profiles, scale_plates, tvn, whiten, write_profiles
 from integrated_cell.results import BadInput
 
 MIRROR = os.environ.get("INTEGRATED_CELL_MIRROR")
@@ -221,6 +221,87 @@ def test_what_is_no_feature_is_told(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_profiles(theirs(tmp_path, change=lambda t: t.assign(Cells_Number=1.)))[0].shape == (36, 6)
+
+
+def test_a_german_table_and_an_index_are_read(tmp_path):
+    both = pd.read_csv(theirs(tmp_path))
+    right, table = read_profiles(tmp_path/"theirs.csv")
+    for name, csv in (("semicolon", dict(sep=";")), ("german", dict(sep=";", decimal=",")), ("tab", dict(sep="\t")),
+                      ("german", dict(sep=";", decimal=",", compression="gzip"))):
+        path = tmp_path/(f"{name}.csv.gz" if "compression" in csv else f"{name}.csv")
+        both.to_csv(path, index=False, **csv)
+        features, about = read_profiles(path)
+        assert np.allclose(features, right) and about.equals(table)
+    both.set_index(["Metadata_plate", "Metadata_well"]).to_parquet(tmp_path/"index.parquet")
+    features, about = read_profiles(tmp_path/"index.parquet")
+    assert np.allclose(features, right) and about[list(table)].equals(table)
+    both.assign(replicate=range(36)).set_index("replicate").to_parquet(tmp_path/"bare.parquet")
+    features, about = read_profiles(tmp_path/"bare.parquet")
+    assert features.shape == right.shape and about["replicate"].tolist() == list(range(36)), "never a feature"
+
+
+def test_missing_values_are_named_and_never_a_traceback(tmp_path):
+    lacking = pd.array([None if i in (2, 7) else i % 4 for i in range(36)], "Int64")
+    pd.read_csv(theirs(tmp_path)).assign(Cells_n=lacking, Cells_flag=pd.array([True]*36, "boolean")).to_parquet(tmp_path/"t.parquet")
+    says = r"t.parquet: values are missing \(2\), in 1 of 7 features, the first in feature Cells_n, row 2; .*drop_na"
+    with pytest.warns(UserWarning, match=says): features, table = read_profiles(tmp_path/"t.parquet")
+    assert features.dtypes.eq(float).all() and features.Cells_n.isna().sum() == 2
+    for x in (features, features.astype("Float64")):
+        with pytest.raises(BadInput, match="2 values are not finite, the first in row 2, feature Cells_n"):
+            scale_plates(x, table)
+    whole = feature_select(features, "drop_na_columns")
+    assert whole.attrs["left_out"] == {"drop_na_columns": ["Cells_n"]} and scale_plates(whole, table).shape == (36, 6)
+
+
+def many(n=60, seed=0):
+    rng = np.random.default_rng(seed)
+    x = pd.DataFrame(rng.normal(size=(n, 6)), columns=[f"Cells_{c}" for c in "abcdef"])
+    for k, (of, noise) in enumerate((("a", .1), ("a", .3), ("b", .2), ("c", 2.), ("c", .05))):
+        x[f"Nuclei_{k}"] = (1 - 2*(k == 2))*x[f"Cells_{of}"] + noise*rng.normal(size=n)
+    x["Cytoplasm_still"], x["Cytoplasm_nearly"] = 7., 7 + 1e-4*rng.normal(size=n)
+    x["Cells_few"] = x.Cells_d.where(x.index % 30 > 0); x["Cells_many"] = x.Cells_e.where(x.index % 3 > 0)
+    return x
+
+
+EVERY = ["drop_na_columns", "variance_threshold", "correlation_threshold", "blocklist"]
+
+def by_a_loop(x, threshold):
+    "What correlation_threshold leaves out, pair by pair"
+    r = {(a, b): x[a].corr(x[b]) for a in x for b in x}
+    total = {a: sum(abs(r[a, b]) for b in x) for a in x}
+    pairs = [(a, b) for i, a in enumerate(x) for b in list(x)[:i] if r[a, b] > threshold]
+    return {max(pair, key=total.get) for pair in pairs}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_selected_features_are_those_of_a_loop(seed):
+    x = many(seed=seed)
+    whole = feature_select(x, EVERY[:2])
+    assert {*x} - {*whole} == {"Cells_many", "Cytoplasm_still", "Cytoplasm_nearly"} and "Cells_few" in whole
+    for threshold in (.3, .9, .99):
+        kept = feature_select(whole, "correlation_threshold", corr_threshold=threshold)
+        assert {*whole} - {*kept} == by_a_loop(whole, threshold)
+    assert "Nuclei_2" in kept, "what goes against another is kept, as there"
+    kept = feature_select(x, EVERY, blocklist=["Cells_f", "Cells_none_such"])
+    assert "Cells_f" not in kept and kept.attrs["left_out"]["blocklist"] == ["Cells_f"]
+
+
+def test_selected_features_are_those_of_pycytominer():
+    theirs = pytest.importorskip("pycytominer").feature_select  # where it is installed; no requirement
+    for seed in range(4):
+        x = many(seed=seed)
+        for threshold in (.3, .9):
+            asked = dict(operation=EVERY, corr_threshold=threshold, blocklist=["Cells_f"])
+            assert list(feature_select(x, **asked)) == list(theirs(x, **asked))
+
+
+@pytest.mark.parametrize("asked, says", [
+    (dict(operation="drop_outliers"), "'drop_outliers' is not known; choose among variance_threshold"),
+    (dict(operation="variance_threshold", min_variance=1e9), "variance_threshold leaves no feature")])
+def test_a_selection_that_cannot_be(asked, says):
+    with pytest.raises(BadInput, match=says): feature_select(many(), **asked)
+    with pytest.raises(BadInput, match="not finite, the first in row 0, feature a"):
+        feature_select(pd.DataFrame({"a": [np.inf, 1], "b": [1., 2]}))
 
 
 @real

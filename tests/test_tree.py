@@ -7,7 +7,9 @@ from fnmatch import fnmatch
 
 import pytest
 from conftest import PROJECT
+from papermill import inspect_notebook
 
+from integrated_cell.parameters import declared
 from integrated_cell.prose import slug
 from integrated_cell.workflow import chapter_table
 
@@ -140,6 +142,11 @@ def test_a_chapter_can_be_read(notebook):
     wrong += [*unknown(notebook, table), *untold(notebook)]
     if notebook.stem in OLD_FORM: assert wrong, f"{notebook.stem} is in the new form: take it off OLD_FORM"
     else: assert not wrong, "\n".join(wrong)
+
+
+def test_papermill_reads_every_parameter():
+    for notebook in sorted((PROJECT/"nbs/experiments").glob("*.ipynb")):
+        assert set(inspect_notebook(str(notebook))) == set(declared(notebook)), notebook.stem
 
 
 @pytest.mark.parametrize("notebook", LIBRARY, ids=lambda p: p.stem)
