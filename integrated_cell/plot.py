@@ -165,6 +165,12 @@ def _fitted(titles, inches):  # titles no wider than their pictures, the size of
     return titles, max(5, letters), max(t.count("\n") + 1 for t in titles or [""])
 
 
+def _stand_ins(channels):  # names that have a colour, for stains of any other name the colours that are left
+    left = [c for c in ("actin", "tubulin", "dna", "green") if COLOURS[c] not in {COLOURS.get(k) for k in channels}]
+    strange = dict(zip((c for c in channels if c not in COLOURS), left))
+    return [strange.get(c, c) for c in channels]
+
+
 def _grid(panels, ncols, titles, row_titles, channels):  # pictures of one size in rows, no wider than the book's column
     nrows, titled = [math.ceil(len(s or ()) / ncols) for s in (panels, titles)]
     aspect = next(p.shape[0] / p.shape[1] for p in panels if p is not None)
@@ -182,7 +188,8 @@ def _grid(panels, ncols, titles, row_titles, channels):  # pictures of one size 
         if row_titles is not None and i % ncols == 0:
             ax.set_ylabel(row_titles[i // ncols], rotation=0, ha="right", va="center", fontsize=8)
     names = {c: "DNA" if c == "dna" else c for c in channels}
-    fig.legend(handles=[Patch(facecolor=COLOURS[c], edgecolor="grey", label=n) for c, n in names.items()],
+    fig.legend(handles=[Patch(facecolor=COLOURS[c], edgecolor="grey", label=n)
+                        for c, n in zip(_stand_ins(channels), names.values())],
                loc="outside lower center", ncols=len(channels), handlelength=1)
     plt.close(fig)
     return fig
@@ -214,9 +221,10 @@ def show_cells(
         raise BadInput(f"cells of {len(shapes)} shapes cannot share a grid; give at least one cell, all of one shape")
     um = (1,) * (some[0].ndim - 1) if voxel_um is None else tuple(voxel_um)
     names = channels or _CHANNELS.get(len(some[0]), [])
-    if gain is None: gain = _gains(names)
+    known = _stand_ins(names)
+    if gain is None: gain = _gains(known)
     if isinstance(limits, str): limits = np.max([_brightest(x) for x in some], 0)
-    panels = [_panel(x, um, views, names, how, gain, limits, outline) for x in cells]
+    panels = [_panel(x, um, views, known, how, gain, limits, outline) for x in cells]
     fig = _grid(panels := _crop(panels) if crop else panels, ncols or min(6, len(panels)), titles, row_titles, names)
     if voxel_um is not None: _bar(fig, panels, um[-1], _round_um(some[0].shape[-1]*um[-1]), low=len(views) == 1)
     return fig

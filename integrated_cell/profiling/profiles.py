@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['scale_plates', 'profiles', 'whiten', 'choose_eps', 'tvn', 'predict_moa', 'nsc_interval', 'nsc_accuracy',
-           'write_profiles', 'read_profiles']
+           'write_profiles', 'read_profiles', 'feature_select']
 
 # %% ../../nbs/83_profiling.profiles.ipynb #e73d67b2
 import warnings
@@ -17,6 +17,7 @@ import pandas as pd
 from sklearn.model_selection import GroupKFold
 
 from ..claims import Estimate, bootstrap
+from ..data.archive import dialect
 from ..results import BadInput, whole
 
 # %% ../../nbs/83_profiling.profiles.ipynb #92d71293
@@ -25,7 +26,7 @@ def _numbers(
     what: str,  # names it in complaints
 ) -> np.ndarray:  # (n, d) float64, finite
     "A table of finite numbers, or one sentence that says which is not"
-    try: values = np.asarray(x, float)
+    try: values = x.to_numpy(float, na_value=np.nan) if isinstance(x, pd.DataFrame) else np.asarray(x, float)
     except (TypeError, ValueError) as e:
         raise BadInput(f"{what} hold what is no number ({e}); keep features alone") from e
     if values.ndim != 2 or not values.size:
@@ -316,15 +317,19 @@ def write_profiles(
 # %% ../../nbs/83_profiling.profiles.ipynb #638b886b
 _NUMBERING = r"^(?:(?:Image|Object|Table)_?Number|Unnamed: \d+)$"  # of CellProfiler, and of a csv with its index
 
-def _open_table(path):  # -> DataFrame with rows; numbers as numbers
-    if not Path(path).is_file(): raise BadInput(f"there is no file {path}; give a table of profiles, .parquet or .csv")
-    try: both = pd.read_parquet(path) if str(path).endswith(".parquet") else pd.read_csv(path, low_memory=False)
-    except (ValueError, LookupError, TypeError, OSError, EOFError, zlib.error) as e:
-        why = " ".join(str(e).split())[:80]
-        raise BadInput(f"{path} cannot be read as a table ({why}); "
-                       "it is cut, empty or of another kind: write it anew") from e
-    if not len(both): raise BadInput(f"{path} holds no row; give a table with a row a profile")
-    for c in [c for c in both if "Metadata_" not in str(c) and both[c].dtype in (object, "string")]:
+def _read(path):  # a csv as its country writes it, or a parquet with the columns of its index
+    if not str(path).endswith(".parquet"): return pd.read_csv(path, low_memory=False, **dialect(path))
+    both = pd.read_parquet(path)
+    index = [n for n in both.index.names if n is not None]
+    said = {n: n if "Metadata_" in str(n) else f"Metadata_{n}" for n in index}
+    return both.rename_axis(index=said).reset_index(list(said.values())) if index else both
+
+def _as_numbers(both, path):  # nullable whole numbers and numbers kept as text become numbers
+    for c in [c for c in both if "Metadata_" not in str(c)]:
+        kind = both[c].dtype
+        if pd.api.types.is_numeric_dtype(kind) and pd.api.types.is_extension_array_dtype(kind):
+            both[c] = both[c].to_numpy(float, na_value=np.nan)
+        if kind not in (object, "string"): continue
         number, there = pd.to_numeric(both[c], errors="coerce"), both[c].notna()
         wrong = there & number.isna()
         if not wrong.any(): both[c] = number.astype(float)
@@ -334,11 +339,31 @@ def _open_table(path):  # -> DataFrame with rows; numbers as numbers
                            f"the first '{first}'; mend them or leave the feature out")
     return both
 
+def _open_table(path):  # -> DataFrame with rows; numbers as numbers
+    if not Path(path).is_file(): raise BadInput(f"there is no file {path}; give a table of profiles, .parquet or .csv")
+    try: both = _read(path)
+    except (ValueError, LookupError, TypeError, OSError, EOFError, zlib.error) as e:
+        if isinstance(e, BadInput): raise
+        why = " ".join(str(e).split())[:80]
+        raise BadInput(f"{path} cannot be read as a table ({why}); "
+                       "it is cut, empty or of another kind: write it anew") from e
+    if not len(both): raise BadInput(f"{path} holds no row; give a table with a row a profile")
+    return _as_numbers(both, path)
+
 def _tell_numbering(both, counts, path):  # counts: (columns,) True where a column only numbers rows
     if counts.any():
         numbering = ", ".join(both.columns[counts])
         message = f"{path}: columns that only number images, objects or rows are no features ({numbering})"
         warnings.warn(message, stacklevel=3)
+
+def _tell_missing(features, path):  # values that are not there, by feature and row
+    lost = features.isna()
+    if not lost.to_numpy().any(): return
+    first, n = lost.any().idxmax(), int(lost.to_numpy().sum())
+    message = (f"{path}: values are missing ({n}), in {int(lost.any().sum())} of {lost.shape[1]} features, the first "
+               f"in feature {first}, row {lost[first].idxmax()}; leave out features or rows, "
+               "e.g. feature_select(features, 'drop_na_columns', na_cutoff=0)")
+    warnings.warn(message, stacklevel=3)
 
 # %% ../../nbs/83_profiling.profiles.ipynb #3b1db3e4
 def read_profiles(
@@ -365,4 +390,48 @@ def read_profiles(
     if lacking := [c for c in needs if c not in table]:
         raise BadInput(f"{path} has no column Metadata_{lacking[0]}; it has {', '.join(short)}; "
                        f"say which one means it (names={{'Metadata_...': '{lacking[0]}'}}), or do without (needs=())")
-    return both.loc[:, ~said & number], table
+    features = both.loc[:, ~said & number]
+    _tell_missing(features, path)
+    return features, table
+
+# %% ../../nbs/83_profiling.profiles.ipynb #7c34215f
+def _constant(x, min_variance, **_): return x.columns[x.var(ddof=0) <= min_variance]
+
+def _lacking(x, na_cutoff, **_): return x.columns[x.isna().mean() > na_cutoff]
+
+def _blocked(x, blocklist, **_): return [c for c in x if c in blocklist]
+
+def _doubled(x, corr_threshold, **_):
+    "Of each pair of features that go together, the one that goes more with all others"
+    if x.isna().to_numpy().any(): r = x.corr().to_numpy()
+    else: r = np.corrcoef(x.to_numpy(), rowvar=False).reshape(x.shape[1], -1)
+    place = np.empty(len(r), int)
+    place[np.argsort(np.nansum(np.abs(r), 0), kind="stable")] = np.arange(len(r))
+    i, j = np.nonzero(np.tril(r, -1) > corr_threshold)
+    return x.columns[np.unique(np.where(place[i] > place[j], i, j))]
+
+_OPERATIONS = dict(variance_threshold=_constant, correlation_threshold=_doubled,
+                  drop_na_columns=_lacking, blocklist=_blocked)
+
+# %% ../../nbs/83_profiling.profiles.ipynb #4b9a7c86
+def feature_select(
+    features: pd.DataFrame,  # (n, d), without columns that say what a row is
+    operation: str | Sequence[str] = "variance_threshold",  # or several of those below, done in their order
+    na_cutoff: float = .05,  # drop_na_columns: share of missing values that is still borne
+    corr_threshold: float = .9,  # correlation_threshold: of two features with a larger Pearson correlation one goes
+    min_variance: float = 1e-6,  # variance_threshold: what does not vary more is left out
+    blocklist: Sequence[str] = (),  # blocklist: names of features to leave out
+) -> pd.DataFrame:  # (n, fewer); attrs["left_out"]: names by operation
+    "Features that say something, in the terms of pycytominer (Serrano et al. 2025)"
+    _numbers(features.fillna(0), "features")
+    if isinstance(blocklist, str): blocklist = [blocklist]
+    limits = dict(na_cutoff=na_cutoff, corr_threshold=corr_threshold, min_variance=min_variance, blocklist=blocklist)
+    left_out = {}
+    for name in [operation] if isinstance(operation, str) else operation:
+        if name not in _OPERATIONS:
+            raise BadInput(f"the operation '{name}' is not known; choose among {', '.join(_OPERATIONS)}")
+        left_out[name] = [*_OPERATIONS[name](features, **limits)]
+        features = features.drop(columns=left_out[name])
+        if not features.shape[1]: raise BadInput(f"{name} leaves no feature; loosen its threshold")
+    features.attrs["left_out"] = left_out
+    return features
