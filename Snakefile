@@ -1,28 +1,31 @@
 # The order of a run. One rule a chapter, made from book/chapters.yaml; `integrated-cell chapter` is the only caller of papermill.
 #   snakemake --cores 2 --config run=quick        (make book CONFIG=quick says the same)
-# A chapter runs again when its notebook, its block in config/<run>.yaml or a chapter before it changed, or when it last ran with
-# other values (integrated-cell chapter ... -p): its second output is named by them. An edit of the library alone reruns nothing;
+#   snakemake --cores 2 --snakefile Snakefile --directory my_study --config file=config.yaml    (integrated-cell run my_study)
+# A chapter runs again when its notebook, its block in the run's file, a person's file that this names or a chapter before it changed,
+# or when it last ran with other values (integrated-cell chapter ... -p): its second output is named by values and files. An edit of the library alone reruns nothing;
 # `integrated-cell again CHAPTER` asks for it. Weights and checkpoints are no declared outputs, so that a training that was stopped
 # goes on where it was. Reading this file changes nothing.
+import os
 import sys
 from pathlib import Path
 
 from integrated_cell.results import BadInput
-from integrated_cell.workflow import mark, parameters, read_config
+from integrated_cell.workflow import parameters, read_config, sign
 
-CONFIG = f"config/{config.get('run', 'quick')}.yaml"
+CONFIG = config.get("file") or f"config/{config.get('run', 'quick')}.yaml"
 try:
     run = read_config(CONFIG)
+    SIGNS = {chapter: sign(run, chapter) for chapter in run["chapters"]}
 except BadInput as e:
     print(e, file=sys.stderr)
     sys.exit(2)
-OUT = f"results/{run['name']}"
-PAGES = [*Path("book").rglob("*"), *Path("nbs").glob("*.ipynb"), Path("CITATION.cff")]
-PAGES = [str(p) for p in PAGES if p.is_file() and not {"published", "_build"} & {*p.parts}]
+OUT, ROOT = run["results"], Path(os.path.relpath(run["root"]))  # a study of its own lies elsewhere
+PAGES = [*(ROOT/"book").rglob("*"), *(ROOT/"nbs").glob("*.ipynb"), ROOT/"CITATION.cff"]
+PAGES = [str(p) for p in PAGES if p.is_file() and not {"published", "_build"} & {*p.relative_to(ROOT).parts}]
 
 
-def finished(chapter):  # its numbers, and the sign that it ran with the values of this run
-    return [f"{OUT}/{chapter}/metrics.json", f"{OUT}/{chapter}/{mark(parameters(run, chapter))}"]
+def finished(chapter):  # its numbers, and the sign that it ran with the values and on the files of this run
+    return [f"{OUT}/{chapter}/metrics.json", f"{OUT}/{chapter}/{SIGNS[chapter]}"]
 
 
 def more(amount):  # half as much again with every try
@@ -46,9 +49,9 @@ for chapter, of in run["table"].items():
         name:
             chapter
         input:
-            f"nbs/experiments/{chapter}.ipynb", [finished(c) for c in of["follows"]], of["reads"]
+            str(ROOT/f"nbs/experiments/{chapter}.ipynb"), [finished(c) for c in of["follows"]], [str(ROOT/p) for p in of["reads"]]
         output:
-            finished(chapter)[0], touch(finished(chapter)[1])
+            finished(chapter)
         log:
             f"{OUT}/{chapter}/notebook.ipynb"
         params:
