@@ -198,7 +198,7 @@ def _names(a):
     from integrated_cell.prose import listing
     from integrated_cell.workflow import read_config
     config = read_config(a.config)
-    print(listing(config["root"]/"results"/config["name"], a.name))
+    print(listing(config["out"], a.name))
 
 
 def _book(a):
@@ -216,16 +216,50 @@ def _publish(a):
     print(f"kept: {', '.join(publish(a.config))}")
 
 # %% ../nbs/96_app.ipynb #ab34563e
+def _new(a):
+    from integrated_cell.study import new_study
+    print(f"{new_study(a.folder)}: fill in cells.csv, then give the command: integrated-cell check {a.folder}")
+
+
+def _check(a):
+    from integrated_cell.study import check_study
+    page, ready, verdict = check_study(a.folder)
+    print(page)
+    if not ready: raise BadInput(f"{verdict} The page lists what: {page}")
+    print(verdict)
+
+
+def _run(a):
+    from integrated_cell.study import run_study
+    print(run_study(a.folder, a.cores))
+
+
+class _Version(argparse.Action):
+    def __call__(self, top, *_):
+        from integrated_cell import __version__
+        from integrated_cell.parameters import CHECKOUT
+        from integrated_cell.workflow import commit
+        at = commit(CHECKOUT) if (CHECKOUT/"settings.ini").is_file() else "unknown"
+        print(f"integrated_cell {__version__}, commit {at}")
+        top.exit()
+
+# %% ../nbs/96_app.ipynb #ca42f6f9
 def parser() -> argparse.ArgumentParser:
     "The commands and their arguments"
     about = "Generative models of cell images, from a microscope's files to a rendered book"
     top = argparse.ArgumentParser(prog="integrated-cell", description=about)
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version and its commit, and end")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     def command(name, run, text, *arguments):
         c = commands.add_parser(name, help=text, description=text)
         c.set_defaults(run=run)
         for flags, more in arguments: c.add_argument(*flags.split(), **more)
     config = "--config", dict(required=True, metavar="FILE", help="the run, e.g. config/quick.yaml")
+    study = "folder", dict(metavar="FOLDER", help="of the study, e.g. my_study")
+    command("new", _new, "Begin a study of your own images: a config, a table to fill in, a README", study)
+    command("check", _check, "Read all images of a study and make one page about them, before any training", study)
+    command("run", _run, "Make all chapters of a study and its book; goes on where it was stopped", study,
+            ("--cores", dict(type=int, metavar="N", help="that it may use (all)")))
     command("fetch", _fetch, "Get the files of a source, checked, local copies first",
             ("source", dict(help="e.g. hela3d")),
             ("--mirror", dict(metavar="DIR", help="folder of local copies (default: INTEGRATED_CELL_MIRROR)")))
@@ -280,6 +314,9 @@ def main(
     try: a.run(a)
     except BadInput as e:
         print(e, file=sys.stderr)
+        return 2
+    except UnicodeError as e:
+        print(f"what was read is not in UTF-8 ({e}); save the file as UTF-8", file=sys.stderr)
         return 2
     except OSError as e:
         where = e.filename or "a file"

@@ -214,8 +214,8 @@ def run_book(
 ) -> Path:  # results/<run>/book/index.html
     "The book of one run"
     config = read_config(config_path)
-    folder = config["root"]/"results"/config["name"]
-    run = made_run(Path(config_path), folder, partly)
+    folder = config["out"]
+    run = made_run(Path(config["path"]), folder, partly)
     if not run["chapters"]:
         again = f"make book CONFIG={config['name']}"
         raise BadInput(f"{folder}: no chapter has run to its end; run `{again}`")

@@ -19,9 +19,9 @@ from IPython.display import Markdown
 
 from .claims import Estimate, aimed, estimate, verdict
 from .data.cells import Cells
-from .parameters import at_work, project
+from .parameters import at_work, in_study, project
 from .results import BadInput, alone, process, rerun, whole, write_json
-from .workflow import finish, given, unmark
+from .workflow import files_of, finish, given, unmark
 
 # %% ../nbs/97_chapter.ipynb #de733714
 def listed(
@@ -116,10 +116,11 @@ class Chapter:
     def _at_work(self):  # a kernel runs this chapter's own notebook: its values, the project's root, its folder's lock
         self.values = at_work(self.notebook)
         if not self.values: return
-        os.chdir(self.root)
+        if not in_study(): os.chdir(self.root)
         if process()[0]: return  # it only helps to train
         self.held.enter_context(alone(self.out))
         unmark(self.out)
+        self.read = files_of(self.root, ".", self.out, given(self.notebook, self.values))
 
     def has(self, chapter: str) -> bool:
         "Has a chapter of this run been finished?"
@@ -207,6 +208,6 @@ class Chapter:
         "metrics.json, whole or not at all, the signs of a finished chapter, and the command that runs it again"
         took = dict(seconds=time.perf_counter() - self.start)
         write_json(self.out/"metrics.json", plain(took | self.claims | metrics))
-        if self.values: finish(self.out, self.began, self.root, given(self.notebook, self.values))
+        if self.values: finish(self.out, self.began, self.root, given(self.notebook, self.values), self.read)
         self.held.close()
         return rerun(self.name, self.run, example)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from .parameters import run_name
 from .prose import numbers, shown
 from .results import BadInput
 from .standing import markdown_table
@@ -28,20 +29,20 @@ def made_run(
     config_path: Path,  # of the run
     folder: Path,  # that holds <chapter>/notebook.ipynb and metrics.json
     partly: bool = False,  # are chapters allowed to be missing?
-) -> dict:  # name, folder, config (its text), chapters, missing, took (run.json by chapter), values (of `prose`)
+) -> dict:  # name, file, folder, config (its text), chapters, missing, took (run.json by chapter), values (of `prose`)
     "What of a run goes into a book"
     said = config_path.read_text(encoding="utf-8")
     named = yaml.safe_load(said)["chapters"]
     here = [c for c in named if all((folder/c/f).exists() for f in ("notebook.ipynb", "metrics.json"))]
     missing = [c for c in named if c not in here]
     if missing and not partly:
-        again = f"make book CONFIG={config_path.stem}"
+        again = f"make book CONFIG={run_name(config_path)}"
         raise BadInput(f"{folder}: chapter {missing[0]} has not run to its end; run `{again}`")
     took = {c: _took(folder/c) for c in here if (folder/c/"run.json").exists()}
     hours = sum(r["seconds"] for r in took.values())/3600
     device = next((r["device"] for r in took.values()), "")
-    return dict(name=config_path.stem, folder=folder, config=said, chapters=here, missing=missing, took=took,
-                values=numbers(folder, here) | {"run_hours": hours, "run_device": device})
+    return dict(name=run_name(config_path), file=config_path.name, folder=folder, config=said, chapters=here,
+                missing=missing, took=took, values=numbers(folder, here) | {"run_hours": hours, "run_device": device})
 
 # %% ../nbs/91_contents.ipynb #8ab8403a
 def about(
@@ -54,7 +55,8 @@ def about(
     single = {c: json.loads((run["folder"]/c/"metrics.json").read_text(encoding="utf-8")) for c in run["chapters"]}
     rows = [[c, f"`{k}`", shown(v)] for c, of in single.items() for k, v in of.items() if _single(v)]
     return _ABOUT.format(
-        name=run["name"], config=run["config"].strip(), minutes=f"{run['values']['run_hours']*60:.1f}",
+        name=run["name"], file=run["file"], config=run["config"].strip(),
+        minutes=f"{run['values']['run_hours']*60:.1f}",
         took=markdown_table(["chapter", "minutes", "GiB", "device", "date", "commit"], took), used=", ".join(used),
         missing=", ".join(run["missing"]) or "none", rows=markdown_table(["chapter", "name", "value"], rows))
 
@@ -65,7 +67,7 @@ def _single(v) -> bool:  # a number, a text or an estimate
 # %% ../nbs/91_contents.ipynb #4f178411
 _ABOUT = """# About the run `{name}`
 
-The file `config/{name}.yaml` says what differs from the notebooks' defaults:
+The file `{file}` says what differs from the notebooks' defaults:
 
 ```yaml
 {config}

@@ -21,7 +21,7 @@ from .data.manifest import read_source
 from .parameters import declared
 from .results import BadInput, whole, write_json
 from .training.train import load, save
-from .workflow import mark, parameters
+from .workflow import parameters, sign
 
 # %% ../nbs/95_models.ipynb #83266afe
 class About(BaseModel, extra="forbid"):
@@ -182,7 +182,7 @@ def lay(
 ) -> Path | None:  # results/<config>/<chapter>; None where no model of this chapter is kept
     "Put what is kept of a chapter in its place"
     root, run = config["root"], config["name"]
-    out, page = root/"results"/run/chapter, root/"book/published"/run/chapter
+    out, page = config["out"]/chapter, root/"book/published"/run/chapter
     found = {f: root/"models"/name/part for name, said in kept_table(root).items() if said["run"] == run
              for part, f in said["parts"].items() if f.split("/")[0] == chapter and (root/"models"/name/part).is_dir()}
     if not found or not (page/"metrics.json").is_file(): return None
@@ -197,5 +197,5 @@ def lay(
         if "models" in numbers:  # those that are kept
             numbers["models"] = [m for m in numbers["models"] if (new/m.replace(" ", "-")).is_dir()]
         write_json(new/"metrics.json", numbers)
-        for sign in ("laid", mark(parameters(config, chapter))): (new/sign).touch()
+        for sign in ("laid", sign(config, chapter)): (new/sign).touch()
     return out

@@ -135,15 +135,16 @@ def write_json(
 # %% ../nbs/00_results.ipynb #0c542d39
 def rerun(
     chapter: str,  # name of the notebook in nbs/experiments, without its ending
-    results: str | Path,  # folder of the run, e.g. results/quick
+    results: str | Path,  # folder of the run, e.g. results/quick; results: of a study
     example: str = "",  # a parameter to change, e.g. "n_boot=200"
 ) -> Markdown:  # shown at the end of the chapter
     "The exact command that runs a chapter again"
-    config = Path(results).name
-    change = f" -p {example}" if example else ""
-    command = f"integrated-cell chapter {chapter} --config config/{config}.yaml{change}"
+    name, change = Path(results).name, f" -p {example}" if example else ""
+    config, whole_run = f"config/{name}.yaml", f"make book CONFIG={name}"
+    if str(results) == "results": config, whole_run = "config.yaml", "integrated-cell run ."  # of a study, there
+    command = f"integrated-cell chapter {chapter} --config {config}{change}"
     return Markdown(f"## Rerun this chapter\n\n```bash\n{command}\n```\n"
-                    f"`make book CONFIG={config}` reruns it and all that follows from it.")
+                    f"`{whole_run}` reruns it and all that follows from it.")
 
 # %% ../nbs/00_results.ipynb #d6079151
 def process() -> tuple[int, int]:  # number of this process from 0, how many there are

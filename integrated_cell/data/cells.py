@@ -18,7 +18,7 @@ from typing import Iterable
 import numpy as np
 import pandas as pd
 import zarr
-from google_crc32c import value as crc32c
+from google_crc32c import extend, value as crc32c
 
 from .batches import Batches, Images, read_images
 from ..results import BadInput, whole
@@ -268,6 +268,20 @@ def _classed(table, group, test_fraction, split_seed, validation_fraction) -> tu
     return table, classes
 
 # %% ../../nbs/11_data.cells.ipynb #5aed30ca
+class _Content:
+    "What a store holds, as one sum: two stores that were made alike from other images differ in it"
+    def __init__(self, table: pd.DataFrame):
+        said = table[["cell_id", "structure", "split"]].to_csv(index=False)
+        self.total = crc32c(said.encode())
+
+    def of(self, images: Iterable[np.ndarray]):
+        for x in images:
+            self.total = extend(self.total, np.ascontiguousarray(x).tobytes())
+            yield x
+
+    def __str__(self): return f"{self.total:08x}"
+
+# %% ../../nbs/11_data.cells.ipynb #eda5549a
 @dataclass(repr=False)
 class Cells:
     "Images and table of a population of cells; `cells[i]` is (c, *s) uint8"
@@ -311,14 +325,18 @@ class Cells:
         table, classes = _classed(pd.DataFrame(table), group, test_fraction, split_seed, validation_fraction)
         if voxel_um is not None and len(voxel_um) not in (2, 3):
             raise BadInput(f"voxel_um {voxel_um} must name two or three sizes in micrometres, in the order (Z,) Y, X")
-        about = dict(voxel_um=_sizes(voxel_um), channels=list(channels), classes=classes, provenance=provenance)
+        content, size = _Content(table), _sizes(voxel_um)
+        images = content.of(images)
         if path is None:
-            return cls(np.stack(list(images)), table, _sizes(voxel_um), tuple(channels), classes, provenance)
+            stack = np.stack(list(images))
+            return cls(stack, table, size, tuple(channels), classes, provenance | {"content": str(content)})
+        about = dict(voxel_um=size, channels=list(channels), classes=classes)
         with whole(path) as part:
             part.mkdir(parents=True)
             shape = write_images(images, len(table), part/"images.zarr", list(table.cell_id))
             table.to_parquet(part/"cells.parquet")
-            about = seal(dict(shape=list(shape[1:]), **about), part)
+            about |= dict(shape=list(shape[1:]), provenance=provenance | {"content": str(content)})
+            about = seal(about, part)
             (part/"store.json").write_text(json.dumps(about, indent=1))
         return cls.open(path)
 

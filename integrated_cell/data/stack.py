@@ -90,6 +90,7 @@ class LeftOut(BadInput):
 
 class DoesNotFit(LeftOut):
     "The prepared cell is larger than the shape; nothing is cropped in silence"
+    size_um: tuple[float, ...] = ()  # of the room that it needs, (Z,) Y, X
 
 def _require_fit(cell, axes, centre, old, new, shape):
     "Refuse a cell that reaches beyond the shape, and say what it needs"
@@ -99,9 +100,11 @@ def _require_fit(cell, axes, centre, old, new, shape):
     needed = np.ceil(2*reach/new - 1e-6).astype(int)
     if (needed <= shape).all(): return
     size = " × ".join(f"{r:.1f}" for r in 2*reach)
-    raise DoesNotFit(f"the cell needs a shape of {tuple(needed.tolist())} voxels ({size} µm around its nucleus) "
-                     f"and the shape is {tuple(shape.tolist())}; "
-                     f"take a larger shape or voxels of at least {(2*reach/shape).max():.3f} µm")
+    e = DoesNotFit(f"the cell needs a shape of {tuple(needed.tolist())} voxels ({size} µm around its nucleus) "
+                   f"and the shape is {tuple(shape.tolist())}; "
+                   f"take a larger shape or voxels of at least {(2*reach/shape).max():.3f} µm")
+    e.size_um = tuple((2*reach).tolist())
+    raise e
 
 # %% ../../nbs/15_data.stack.ipynb #5489c0b3
 def place(
