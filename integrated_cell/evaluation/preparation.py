@@ -16,7 +16,7 @@ from scipy import ndimage
 from ..data.manifest import fetch
 from ..data.own import own_image
 from ..data.prepare import hela_stack
-from ..data.stack import place, pose, prepare_cell, segment
+from ..data.stack import DoesNotFit, place, pose, prepare_cell, segment
 
 # %% ../../nbs/47_evaluation.preparation.ipynb #0004
 def microscope(
@@ -93,6 +93,15 @@ def left_over(
     return dict(angle_left_deg=float(angle), nucleus_off_voxels=float(off), elongation=float(spread[1]/spread[0]))
 
 # %% ../../nbs/47_evaluation.preparation.ipynb #05b3e0bf
+def _if_it_fits(stack, *how):  # None: turned so, the cell needs more room than there is
+    try: return framed(stack, *how)
+    except DoesNotFit: return None
+
+
+def _like(a, b):  # of membrane and DNA
+    return np.nan if a is None or b is None else np.corrcoef(a[[0, 2]].ravel(), b[[0, 2]].ravel())[0, 1]
+
+
 def turned(
     x: np.ndarray,  # (3, *s) stack
     um: np.ndarray,
@@ -100,13 +109,13 @@ def turned(
     shape: tuple[int, ...],
     segmented: bool = False,
     step: int = 30,  # degrees
-) -> pd.DataFrame:  # how ("prepared", "as it lies"), angle, value: correlation of membrane and DNA with angle 0
+) -> pd.DataFrame:  # how ("prepared", "as it lies"), angle, value: correlation with angle 0, nan: it does not fit
     "Is it the same cell however it lies? Half a circle of stacks, each prepared anew"
     angles, rest = np.arange(0, 180, step), 0 if segmented else float(np.median(x))
     stacks = [ndimage.rotate(x, a, axes=(-2, -1), order=1, mode="constant", cval=rest) for a in angles]
-    of = {"prepared": [framed(t, um, to_um, shape, segmented) for t in stacks],
+    of = {"prepared": [_if_it_fits(t, um, to_um, shape, segmented) for t in stacks],
           "as it lies": [as_it_lies(t, um, to_um, shape) for t in stacks]}
-    likeness = {how: np.corrcoef([t[[0, 2]].ravel() for t in ts])[0] for how, ts in of.items()}
+    likeness = {how: [_like(ts[0], t) for t in ts] for how, ts in of.items()}
     return pd.concat([pd.DataFrame(dict(how=how, angle=angles, value=v)) for how, v in likeness.items()])
 
 # %% ../../nbs/47_evaluation.preparation.ipynb #0010
