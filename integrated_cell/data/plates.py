@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+from scipy.stats import f
 from skimage.filters import threshold_otsu
 from skimage.morphology import h_maxima, remove_small_holes
 from skimage.segmentation import clear_border, relabel_sequential, watershed
@@ -123,12 +124,17 @@ def illumination(
     degree: int = 2,  # of the polynomial along Y and X
 ) -> np.ndarray:  # (Y, X) float32, mean 1: divide an image by it
     "The smooth field that the images of a plate have in common (the step before segmentation)"
-    mean = np.mean(images, axis=0, dtype=np.float64)
-    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in mean.shape), indexing="ij")
-    basis = np.polynomial.polynomial.polyvander2d(y, x, (degree, degree)).reshape(mean.size, -1)
-    weights = np.linalg.lstsq(basis.T @ basis, basis.T @ mean.ravel(), rcond=None)[0]
-    field = (basis @ weights).reshape(mean.shape)
-    if not mean.any(): return np.ones(mean.shape, np.float32)
+    shape = np.shape(images)[1:]
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    basis = np.polynomial.polynomial.polyvander2d(y, x, (degree, degree)).reshape(y.size, -1)
+    basis = np.linalg.qr(basis)[0]  # its first column is constant
+    each = np.stack([np.ravel(image).astype(np.float64) @ basis for image in images])
+    common = each.mean(0)
+    if not common[0]: return np.ones(shape, np.float32)
+    if len(each) < 2: return np.ones(shape, np.float32)
+    doubt = f.ppf(.95, 1, len(each) - 1)*each.var(0, ddof=1)/len(each)
+    common[1:] *= np.maximum(0, 1 - doubt/np.maximum(common**2, 1e-12))[1:]
+    field = (basis @ common).reshape(shape)
     return (np.maximum(field, .1*field.mean())/field.mean()).astype(np.float32)
 
 # %% ../../nbs/29_data.plates.ipynb #53f0c374
