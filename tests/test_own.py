@@ -10,6 +10,7 @@ from test_prepare import UM, body, ome, zarr
 
 from integrated_cell.data.image import image_name, pick_channels, read_image, read_labels
 from integrated_cell.data.own import checked_rows, own_image, prepare_table, read_table
+from integrated_cell.data.stack import Frame
 from integrated_cell.results import BadInput
 
 ROOM = .4, (24, 32, 56)  # voxel size and shape that hold the cell of test_prepare
@@ -398,6 +399,10 @@ def test_a_segmented_field_is_a_source(field, right, tmp_path):
     assert list(store.table.cell_id) == ["field_1", "field_2"] and list(store.table.label) == [1, 2]
     assert store.provenance["left_out"] == [dict(cell_id="field_3", why="the border of the field cuts it")]
     for x in store: assert np.corrcoef(x.ravel(), right.ravel())[0, 1] > .98
+    for k, angle in enumerate((0, 90)):  # where each cell lies in the field stands in its row
+        lies, nucleus = Frame.from_row(store.table.iloc[k]), np.argwhere(body(angle)[2]).mean(0)
+        assert np.allclose(lies.centre, nucleus + (0, 0, 121*k)) and lies.shape == (21, 121, 312) and np.allclose(lies.voxel_um, (.5, .2, .2))
+        assert abs((lies.turn_deg - angle + 90) % 180 - 90) < 1
     for labels in (dict(cells="cells", nuclei="binary"), dict(cells="floats", nuclei="nuclei"), dict(cells="cells")):
         assert list(field(**labels).table.cell_id) == ["field_1", "field_2"]
     assert own_image(store.table.iloc[1], "")["cell_mask"].sum() == body(90)[1].sum()
