@@ -14,7 +14,7 @@ from integrated_cell.app import main
 from integrated_cell.data.image import image_name
 from integrated_cell.integration.conditional import Conditional
 from integrated_cell.integration.integrate import decode, integrate
-from integrated_cell.integration.ome import write_ome
+from integrated_cell.integration.frame import write_ome
 from integrated_cell.integration.prior import Normal
 from integrated_cell.integration.reference import Reference
 from integrated_cell.training.train import load, save
