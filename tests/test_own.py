@@ -8,9 +8,11 @@ import pytest
 import tifffile
 from test_prepare import UM, body, ome, zarr
 
+from integrated_cell.data.checkup import look_at_all
 from integrated_cell.data.image import image_name, pick_channels, read_image, read_labels
 from integrated_cell.data.own import checked_rows, own_image, prepare_table, read_table
 from integrated_cell.data.stack import Frame
+from integrated_cell.inputs import _named_in
 from integrated_cell.results import BadInput
 
 ROOM = .4, (24, 32, 56)  # voxel size and shape that hold the cell of test_prepare
@@ -121,6 +123,19 @@ def test_fields_of_a_pattern_fill_columns(tmp_path):
     assert cells.classes == ["LAMP2", "TfR"] and list(cells.table.cell_id) == ["LAMP2_c_1", "LAMP2_c_2", "TfR_c_1", "TfR_c_2"]
     well = checked_rows(pd.DataFrame([dict(path=str(tmp_path/"{structure}/{well}_{field}_{channel}.tif"))]))
     assert well[0]["Metadata_well"] == "c" and well[0]["cell_id"] == "LAMP2_c_1"
+
+
+def test_the_files_of_a_pattern_are_inputs_and_are_looked_at(tmp_path):
+    apart(tmp_path)
+    for k, angle in enumerate((0, 70), 1): tifffile.imwrite(tmp_path/f"c_{k}_mask.png.tif", body(angle)[1].astype(np.uint8))
+    row = dict(path="{cell}_{channel}.tif", structure="a", cell_mask="{cell}_mask.png.tif", channels="membrane=w1,structure=w3,dna=w2")
+    pd.DataFrame([row]).to_csv(tmp_path/"cells.csv", index=False)
+    named_in = sorted(f.rsplit("/", 1)[1] for f in _named_in(str(tmp_path/"cells.csv")))
+    assert named_in == sorted(f"c_{k}_{of}.tif" for k in (1, 2) for of in ("w1", "w2", "w3", "mask", "mask.png") if of != "mask")
+    looked, faults = look_at_all(read_table(tmp_path/"cells.csv"), tmp_path, *ROOM, workers=1, voxel_um="0.5,0.2,0.2")
+    assert len(looked) == 2 and not faults
+    (tmp_path/"c_2_mask.png.tif").unlink()
+    assert "c_2_mask.png.tif does not exist" in said(_named_in, str(tmp_path/"cells.csv"))
 
 
 @pytest.mark.parametrize("path, told", [
