@@ -14,7 +14,7 @@ import pandas as pd
 from record import record
 from scipy import ndimage
 
-from integrated_cell.app import write_ome
+from integrated_cell.integration.frame import write_ome
 from integrated_cell.data.own import prepare_table
 from integrated_cell.simulation.stem import simulate_cells
 

@@ -17,7 +17,7 @@ _FIRST = {
     "training.train": "load",
     "integration.conditional": "Conditional",
     "integration.integrate": "integrate",
-    "app": "integrate_images",
+    "integration.own": "image_rows integrate_images",
     "models": "open_model",
     "synthesis.families": "open_gan draw",
     "evaluation.c2st": "c2st median_mad",

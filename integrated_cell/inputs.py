@@ -34,6 +34,15 @@ def all_files(
     return sorted(found)
 
 # %% ../nbs/70_inputs.ipynb #4c198b65
+def _of_row(row, names, folder):
+    "What the columns of a row name; a path with fields stands for all files that fit it"
+    from integrated_cell.data.image import image_files, is_pattern
+    from integrated_cell.data.own import filled
+    if not is_pattern(row.get("path")): return names
+    of_all = image_files(row["path"], folder)
+    others = [filled(name, fields) for fields, *_ in of_all for name in names if name != row["path"]]
+    return [file for _, files, _ in of_all for file in files.values()] + others
+
 def _named_in(table):
     "The files that the rows of a csv name, as they are seen from where the table is"
     from integrated_cell.data.own import COLUMNS, read_table
@@ -41,7 +50,7 @@ def _named_in(table):
     columns = [c for c in COLUMNS if c.endswith(("path", "mask")) or c in ("cells", "nuclei")]
     found = {}
     for k, row in enumerate(rows, 1):
-        for name in (row[c] for c in columns if row.get(c)):
+        for name in _of_row(row, [row[c] for c in columns if row.get(c)], folder):
             if name in found: continue
             found[name] = os.path.join(folder, name)
             if os.path.exists(found[name]): continue

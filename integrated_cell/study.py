@@ -161,7 +161,7 @@ def _channels(table, folder, of_all):  # structure: role: where it comes from, o
     from integrated_cell.data.own import checked_rows
     said = {}
     for structure, rows in table.groupby("structure", sort=False):
-        try: said[structure] = taken_as(checked_rows(rows[:1], **of_all)[0], folder)
+        try: said[structure] = taken_as(checked_rows(rows[:1], folder, **of_all)[0], folder)
         except BadInput: pass  # it is told among the faults
     return said
 

@@ -2,16 +2,21 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import torch
 from bioio import BioImage
 from conftest import PROJECT, one_sentence, run
+from scipy import ndimage
 
-from integrated_cell.app import main, write_ome
+from integrated_cell.app import main
 from integrated_cell.data.image import image_name
 from integrated_cell.integration.conditional import Conditional
-from integrated_cell.integration.integrate import integrate
+from integrated_cell.integration.integrate import decode, integrate
+from integrated_cell.integration.frame import write_ome
+from integrated_cell.integration.prior import Normal
+from integrated_cell.integration.reference import Reference
 from integrated_cell.training.train import load, save
 
 SHAPE, VOXEL = (12, 20, 24), (.4, .4, .4)
@@ -39,10 +44,10 @@ def test_own_images_become_all_structures(model, tmp_path, monkeypatch):
     cell = one_cell()
     write_ome(tmp_path/"a.ome.tif", cell[::-1], ["DNA", "membrane"], (.25, .15, .15))  # named in the file, in another order
     tifffile.imwrite(tmp_path/"b.tif", cell, metadata={"axes": "CZYX"})  # says nothing of itself
-    out, err = run(tmp_path, "integrated-cell", "integrate", model, "a.ome.tif", "--out", "out")
+    out, err = run(tmp_path, "integrated-cell", "integrate", model, "a.ome.tif", "--out", "out", "--frame", "model")
     assert out.split() == ["out/a.integrated.ome.tif"]
     monkeypatch.chdir(tmp_path)
-    assert main(["integrate", str(model), "b.tif", "--out", "out", "--channels", "membrane=0,dna=1", "--voxel-um", "0.25,0.15,0.15"]) == 0
+    assert main(["integrate", str(model), "b.tif", "--out", "out", "--channels", "membrane=0,dna=1", "--voxel-um", "0.25,0.15,0.15", "--frame", "model"]) == 0
     a, b = BioImage(tmp_path/"out/a.integrated.ome.tif"), BioImage(tmp_path/"out/b.integrated.ome.tif")
     assert a.channel_names == ["membrane", "dna", "LAMP2", "TOM20"] and a.data.shape == (1, 4, *SHAPE) and a.data.dtype == np.uint8
     assert np.allclose(a.physical_pixel_sizes, VOXEL)
@@ -104,7 +109,7 @@ def test_a_voxel_size_is_never_ignored(model, tmp_path):
     "An image of the model's shape at another voxel size is prepared, not taken as it is"
     write_ome(tmp_path/"a.ome.tif", one_cell(SHAPE, VOXEL), ["membrane", "dna"], VOXEL)
     for out, more in ("as_said", []), ("half", ["--voxel-um", ",".join(str(v/2) for v in VOXEL)]):
-        assert main(["integrate", str(model), str(tmp_path/"a.ome.tif"), "--out", str(tmp_path/out), *more]) == 0
+        assert main(["integrate", str(model), str(tmp_path/"a.ome.tif"), "--out", str(tmp_path/out), "--frame", "model", *more]) == 0
     a, b = (BioImage(tmp_path/out/"a.integrated.ome.tif").data[0, 0] for out in ("as_said", "half"))
     assert (b > 127).sum() < .3*(a > 127).sum()
 
@@ -113,8 +118,9 @@ def test_masks_channels_axes_and_scenes_as_for_training(model, tmp_path, capsys)
     cell, voxel_um = one_cell(), (.25, .15, .15)
     there, masks = cell > 60, dict(cells="m.tif", nuclei="n.tif")
     def made(name, *more):
-        code = main(["integrate", str(model), str(tmp_path/name), "--out", str(tmp_path/"out"), *more])
-        return BioImage(tmp_path/f"out/{image_name(name)}.integrated.ome.tif").data[0] if code == 0 else capsys.readouterr().err
+        code = main(["integrate", str(model), str(tmp_path/name), "--out", str(tmp_path/"out"), "--frame", "model", *more])
+        label = f"_{more[more.index('--label') + 1]}" if "--label" in more else ""
+        return BioImage(tmp_path/f"out/{image_name(name)}{label}.integrated.ome.tif").data[0] if code == 0 else capsys.readouterr().err
     write_ome(tmp_path/"right.ome.tif", cell, ["membrane", "dna"], voxel_um)
     for k, (file, x) in enumerate(zip(masks.values(), there)): tifffile.imwrite(tmp_path/file, np.concatenate([x*0, x*(k + 3)], 2).astype(np.uint8))
     masked = ("--mask", str(tmp_path/"m.tif"), "--nucleus-mask", str(tmp_path/"n.tif"), "--label", "3")
@@ -145,3 +151,175 @@ def test_out_must_be_a_folder(model, tmp_path, capsys):
     write_ome(tmp_path/"a.ome.tif", one_cell(), ["membrane", "dna"], (.25, .15, .15))
     assert main(["integrate", str(model), str(tmp_path/"a.ome.tif"), "--out", str(tmp_path/"a.ome.tif")]) == 2
     assert "is a file" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ back to the image
+
+UM = .25, .15, .15
+
+
+def aslant(angle=35., shift=(1, 9, -12), shape=(20, 90, 110)):
+    "A tapered cell, turned and off the middle: membrane and DNA with a texture, masks"
+    z, y, x = np.meshgrid(*[(np.arange(n) - (n - 1)/2 - s)*v for n, v, s in zip(shape, UM, shift)], indexing="ij")
+    a = np.deg2rad(angle)
+    u, w = np.cos(a)*x + np.sin(a)*y, -np.sin(a)*x + np.cos(a)*y
+    cell, nucleus = (u/4)**2 + (w/(2.5 - u/4))**2 + (z/1.7)**2 < 1, ((u - .5)/1.5)**2 + ((w - .2)/1.1)**2 + (z/.9)**2 < 1
+    bright = ndimage.gaussian_filter(np.random.default_rng(0).random(shape), (2, 4, 4))
+    bright = (bright - bright.min())/np.ptp(bright)
+    light = np.stack([cell*(80 + 170*bright), nucleus*(100 + 150*bright)])
+    return ndimage.gaussian_filter(light, (0, .5, 1, 1)).astype(np.uint8), cell, nucleus  # no microscope shows an edge
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    "A model whose cells have room for that one"
+    path = tmp_path_factory.mktemp("wide")/"conditional"
+    save(Conditional((20, 32, 48), ["LAMP2", "TOM20"], 4, 4, width=1/16, voxel_um=(.25, .25, .25)), path)
+    return path
+
+
+def put(folder, name, image, channels, voxel_um=UM): return str(write_ome(folder/name, image.astype(np.uint8), channels, voxel_um))
+
+
+@pytest.mark.parametrize("angle, flip", [(0, 1), (35, 1), (35, -1), (160, 1), (260, -1)])
+def test_there_and_back(wide, tmp_path, angle, flip):
+    image, cell, nucleus = (a[..., ::flip, :] for a in aslant(angle))
+    args = [put(tmp_path, "a.ome.tif", image, ["membrane", "dna"])]
+    for option, mask in ("--mask", cell), ("--nucleus-mask", nucleus):
+        args += [option, put(tmp_path, f"{option[2:]}.ome.tif", mask[None], ["mask"])]
+    assert main(["integrate", str(wide), *args, "--out", str(tmp_path/"out")]) == 0
+    made = BioImage(tmp_path/"out/a.integrated.ome.tif")
+    found = made.data[0]
+    assert found.shape == (4, *cell.shape) and np.allclose(made.physical_pixel_sizes, UM)
+    for c in (0, 1): assert np.corrcoef(image[c][cell], found[c][cell])[0, 1] > .95
+    assert not found[:, ~cell].any() and (found[2:][:, cell] > 0).mean() > .9
+
+
+def test_a_flat_image_goes_there_and_back(tmp_path):
+    save(Conditional((32, 48), ["LAMP2"], 4, 4, width=1/16, voxel_um=(.25, .25)), tmp_path/"model")
+    image, cell, nucleus = (a.max(-3) for a in aslant())
+    args = [put(tmp_path, "a.ome.tif", image, ["membrane", "dna"], UM[1:]), "--cells", put(tmp_path, "c.ome.tif", cell[None], ["c"], UM[1:])]
+    assert main(["integrate", str(tmp_path/"model"), *args, "--out", str(tmp_path/"out")]) == 0
+    found = BioImage(tmp_path/"out/a.integrated.ome.tif").data[0, :, 0]
+    assert found.shape == (3, *cell.shape) and np.corrcoef(image[0][cell], found[0][cell])[0, 1] > .95 and not found[:, ~cell].any()
+
+
+def test_a_field_becomes_one_image(wide, tmp_path, capsys):
+    (image, cell, nucleus), (other, its, core) = aslant(), aslant(100, (0, -6, 8))
+    far = np.concatenate([image, other, image[..., :60]], 3)
+    labels, nuclei = np.concatenate([cell*3, its*7, cell[..., :60]*9], 2), np.concatenate([nucleus*2, core*1, nucleus[..., :60]*4], 2)
+    args = [put(tmp_path, "f.ome.tif", far, ["membrane", "dna"]), "--cells", put(tmp_path, "c.ome.tif", labels[None], ["c"]),
+            "--nuclei", put(tmp_path, "n.ome.tif", nuclei[None], ["n"])]
+    assert main(["integrate", str(wide), *args, "--out", str(tmp_path/"out"), "--format", "ome.zarr"]) == 0
+    assert "left out: " in (err := capsys.readouterr().err) and "cell 9: the border of the field cuts it" in err
+    found, whole = BioImage(tmp_path/"out/f.integrated.ome.zarr").data[0], np.isin(labels, (3, 7))
+    for k in (3, 7): assert np.corrcoef(far[0][labels == k], found[0][labels == k])[0, 1] > .95
+    assert not found[:, ~whole].any() and (found[2:][:, whole] > 0).mean() > .9
+    assert main(["integrate", str(wide), *args, "--out", str(tmp_path/"apart"), "--frame", "model"]) == 0
+    assert sorted(p.name for p in (tmp_path/"apart").iterdir()) == [f"f_{k}.integrated.ome.tif" for k in (3, 7)]
+
+
+def test_colours_that_a_viewer_shows(wide, tmp_path):
+    import zarr
+    from ome_types import validate_xml
+    path = put(tmp_path, "a.ome.tif", aslant()[0], ["membrane", "dna"])
+    for form in ("ome.tif", "ome.zarr"): assert main(["integrate", str(wide), path, "--out", str(tmp_path/"out"), "--format", form]) == 0
+    made = BioImage(tmp_path/"out/a.integrated.ome.tif")
+    validate_xml(tifffile.TiffFile(tmp_path/"out/a.integrated.ome.tif").ome_metadata)
+    shown = [c.color.as_hex(format="long") for c in made.ome_metadata.images[0].pixels.channels]
+    assert shown == ["#ff00ff", "#00ffff", "#ffff00", "#00ff00"]
+    omero = zarr.open_group(tmp_path/"out/a.integrated.ome.zarr").attrs["ome"]["omero"]["channels"]
+    assert [(c["label"], f"#{c['color'].lower()}") for c in omero] == list(zip(made.channel_names, shown))
+    assert {(c["window"]["start"], c["window"]["end"]) for c in omero} == {(0, 255)}
+
+
+# ------------------------------------------------------------------------------------------------ encode, decode, variation, draw
+
+def test_codes_and_back(wide, tmp_path, capsys):
+    image, cell, nucleus = aslant()
+    three = np.stack([image[0], image[1]//2 + 1, image[1]])
+    path = put(tmp_path, "a.ome.tif", three, ["membrane", "structure", "dna"])
+    two = put(tmp_path, "b.ome.tif", image, ["membrane", "dna"])
+    codes = str(tmp_path/"codes.parquet")
+    assert main(["encode", str(wide), path, two, "--out", codes]) == 0
+    table = pd.read_parquet(codes)
+    assert list(table.cell) == ["a", "b"] and list(table.path) == [path, two] and set(table.model) == {str(wide)}
+    assert table.weights.str.fullmatch("[0-9a-f]{8}").all() and {"commit", "frame_x", "frame_turn_deg", "z_r_3", "z_s_3", "p_1"} <= set(table)
+    assert table.z_s_0.notna().tolist() == [True, False] and np.allclose(table.p_0[0] + table.p_1[0], 1)
+    assert np.allclose(table.filter(regex="z_r").iloc[0], table.filter(regex="z_r").iloc[1], atol=1e-4), "the shape is the same"
+    assert main(["decode", str(wide), codes, "--out", str(tmp_path/"out")]) == 0
+    names = {k: BioImage(tmp_path/f"out/{k}.decoded.ome.tif").channel_names for k in "ab"}
+    assert names["a"] in (["membrane", "LAMP2", "dna"], ["membrane", "TOM20", "dna"]) and names["b"] == ["membrane", "dna", "LAMP2", "TOM20"]
+    capsys.readouterr()
+    save(Conditional((20, 32, 48), ["LAMP2", "TOM20"], 4, 4, width=1/16, voxel_um=(.25, .25, .25)), tmp_path/"other")
+    for args, words in (
+            (["decode", str(tmp_path/"other"), codes, "--out", str(tmp_path/"out")], "codes mean something to their own model alone"),
+            (["decode", str(wide), two, "--out", str(tmp_path/"out")], "is no parquet of codes"),
+            (["decode", str(wide), str(tmp_path/"no.parquet"), "--out", str(tmp_path/"out")], "does not exist"),
+            (["integrate", str(wide), str(tmp_path/"no.npy"), "--out", str(tmp_path/"out")], "no.npy"),
+            (["encode", str(wide), two, "--out", str(tmp_path/"codes.csv")], "end its name in .parquet")):
+        assert main(args) == 2
+        assert one_sentence(err := capsys.readouterr().err) and words in err, err
+
+
+def test_codes_of_a_path_without_images(wide, tmp_path):
+    np.save(tmp_path/"walk.npy", np.zeros((2, 4)))
+    assert main(["decode", str(wide), str(tmp_path/"walk.npy"), "--out", str(tmp_path/"out")]) == 0
+    seen = BioImage(tmp_path/"out/walk.1.decoded.ome.tif")
+    assert seen.channel_names == ["membrane", "dna", "LAMP2", "TOM20"] and seen.data.shape == (1, 4, 20, 32, 48)
+
+
+def test_variation_is_mean_and_deviation_of_draws(wide, tmp_path):
+    path = put(tmp_path, "a.ome.tif", aslant()[0], ["membrane", "dna"])
+    assert main(["variation", str(wide), path, "--out", str(tmp_path/"out"), "-n", "3", "--frame", "model"]) == 0
+    made = BioImage(tmp_path/"out/a.variation.ome.tif")
+    assert made.channel_names == ["membrane", "dna", "LAMP2 mean", "LAMP2 sd", "TOM20 mean", "TOM20 sd"]
+    model, rng = load(wide, Conditional), torch.Generator().manual_seed(0)
+    z_r = model.enc_r(torch.from_numpy(made.data[:, :2].astype(np.float32)/255))
+    x = np.stack([decode(model, Normal(), z_r, torch.tensor([1]), u[None])[0].numpy() for u in torch.randn(3, 4, generator=rng)])
+    assert (np.rint(x.mean(0)*255) == made.data[0, 4]).all() and (np.rint(x.std(0)*255) == made.data[0, 5]).all()
+
+
+def test_a_kept_model_does_all_of_it(tmp_path):
+    cell = aslant(35, (0, 0, 0), (16, 64, 96))[0]
+    path = put(tmp_path, "a.ome.tif", cell, ["membrane", "dna"], (.65, .65, .65))
+    for args in (["encode", "hela3d", path, "--out", str(tmp_path/"codes.parquet")], ["decode", "hela3d", str(tmp_path/"codes.parquet")],
+                 ["variation", "hela3d", path, "-n", "2"], ["integrate", "hela3d", path], ["draw", "hela3d", "-n", "1"],
+                 ["draw", "hela3d", "-n", "1", "--structure", "nucleolin", "--seed", "1"]):
+        assert main([*args, *([] if "--out" in args else ["--out", str(tmp_path/"out")])]) == 0
+    table = pd.read_parquet(tmp_path/"codes.parquet")
+    assert table.model[0] == "hela3d" and table.commit[0] and len(table.weights[0]) == 8
+    assert BioImage(tmp_path/"out/cell_0.drawn.ome.tif").channel_names == ["membrane", "dna", "nucleolin"]
+
+
+def test_a_model_that_cannot_says_so(tmp_path, capsys):
+    save(Reference((16, 24, 40), 4, width=1/16, voxel_um=(.3, .3, .3)), tmp_path/"reference")
+    path = put(tmp_path, "a.ome.tif", aslant()[0], ["membrane", "dna"])
+    for command in ("integrate", "variation", "encode"):
+        out = "x.parquet" if command == "encode" else "out"
+        assert main([command, str(tmp_path/"reference"), path, "--out", str(tmp_path/out)]) == 2
+        assert one_sentence(err := capsys.readouterr().err) and "cannot" in err and "it holds reference; give one with 'conditional'" in err
+    assert main(["draw", str(tmp_path/"reference"), "--out", str(tmp_path/"out"), "-n", "1"]) == 0
+    assert BioImage(tmp_path/"out/cell_0.drawn.ome.tif").channel_names == ["membrane", "dna"]
+    assert main(["draw", str(tmp_path/"reference"), "--out", str(tmp_path/"out"), "--structure", "LAMP2"]) == 2
+    assert main(["draw", "hela9d", "--out", str(tmp_path/"out")]) == 2
+    assert "there are hela3d" in capsys.readouterr().err
+
+
+def test_a_file_a_channel_and_tables(wide, tmp_path, capsys, monkeypatch):
+    image, cell, nucleus = aslant()
+    for k in (1, 2):
+        for name, x in zip(("w1", "w2"), image): put(tmp_path, f"c_{k}_{name}.ome.tif", x[None], [name])
+    monkeypatch.chdir(tmp_path)
+    args = "--out", "out", "--channels", "membrane=w1,dna=w2"
+    assert main(["integrate", str(wide), "{cell}_{channel}.ome.tif", *args]) == 0
+    (tmp_path/"t").mkdir()
+    (tmp_path/"t/cells.csv").write_text("membrane_path,dna_path\n../c_1_w1.ome.tif,../c_1_w2.ome.tif\n")
+    assert main(["integrate", str(wide), "t/cells.csv", "--out", "out"]) == 0
+    files = sorted(p.name for p in (tmp_path/"out").iterdir())
+    assert files == ["c_1.integrated.ome.tif", "c_1_w1.integrated.ome.tif", "c_2.integrated.ome.tif"]
+    assert (BioImage(tmp_path/"out"/files[0]).data == BioImage(tmp_path/"out"/files[1]).data).all()
+    capsys.readouterr()
+    (tmp_path/"c_2_w2.ome.tif").unlink()
+    assert main(["integrate", str(wide), "{cell}_{channel}.ome.tif", *args]) == 2
+    assert "c_2_w2.ome.tif, the dna of its image, is not there" in capsys.readouterr().err

@@ -15,7 +15,9 @@ from integrated_cell.data.manifest import fetch
 from integrated_cell.data.prepare import hela_cells
 from integrated_cell.integration.integrate import integrate
 from integrated_cell.integration.conditional import Conditional
-from integrated_cell.models import keep_model, kept_table, lay, names, open_model
+from integrated_cell.integration.prior import Flow
+from integrated_cell.models import keep_model, kept_table, lay, names, open_model, part_of, take
+from integrated_cell.profiling.cytogan import CytoGan
 from integrated_cell.results import BadInput, write_json
 from integrated_cell.simulation.stem import simulate_cells
 from integrated_cell.training.train import save
@@ -101,6 +103,18 @@ def test_a_kept_model_stands_in_for_its_training(toy):
     set_config(toy, chapters=["data", "reference", "conditional"], conditional=dict(factor=4))
     said = refused(lambda: lay(read_config(toy/"config/toy.yaml"), "conditional"))
     assert "the kept model of conditional has factor = 2, not 4" in said
+
+
+def test_a_trained_folder_is_taken_with_its_prior_and_its_commit(toy):
+    home = toy/"results/toy/conditional"
+    save(Flow(4, 4, 2, 1, 4), toy/"results/toy/prior")
+    parts, source = take(home)
+    assert {k: type(m) for k, m in parts.items()} == dict(conditional=Conditional, prior=Flow)
+    assert source.model == str(home) and source.commit == json.loads((home/"run.json").read_text())["commit"]
+    kept, of_kept = take("toy3d", toy/"models")
+    assert of_kept.model == "toy3d" and len(of_kept.weights) == len(source.weights) == 8 != of_kept.weights
+    assert "holds conditional, prior; give one with 'cytogan'" in refused(lambda: part_of(parts, source, CytoGan, do="draw treated cells"))
+    for name, words in (("toy4d", "there are toy3d"), (toy/"config", "holds no trained model")): assert words in refused(lambda: take(name, toy/"models"))
 
 
 def test_a_model_is_never_laid_beside_the_page_of_another_training(toy):

@@ -8,8 +8,11 @@ import pytest
 import tifffile
 from test_prepare import UM, body, ome, zarr
 
+from integrated_cell.data.checkup import look_at_all
 from integrated_cell.data.image import image_name, pick_channels, read_image, read_labels
-from integrated_cell.data.own import own_image, prepare_table, read_table
+from integrated_cell.data.own import checked_rows, own_image, prepare_table, read_table
+from integrated_cell.data.stack import Frame
+from integrated_cell.inputs import _named_in
 from integrated_cell.results import BadInput
 
 ROOM = .4, (24, 32, 56)  # voxel size and shape that hold the cell of test_prepare
@@ -89,6 +92,61 @@ def test_a_file_a_channel(tmp_path, right):
     assert "which of its 1 channels (called membrane) is dna" in said(made, voxel_um="0.5,0.2,0.2")
 
 
+def apart(folder, cells=(0, 70), name="{cell}_{channel}.tif", channels=("w1", "w2", "w3")):
+    "A file a channel (membrane, dna, structure) of cells that lie in several ways"
+    for k, angle in enumerate(cells, 1):
+        for channel, x in zip(channels, body(angle)[0][[0, 2, 1]]):
+            file = folder/name.format(cell=f"c_{k}", channel=channel)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(file, x, metadata=dict(axes="ZYX"))
+
+
+@pytest.mark.parametrize("pattern", ["{cell}_{channel}.tif", "(?P<cell>.+)_(?P<Channel>w\\d)\\.tif", "./{cell}_{channel}.tif"])
+def test_a_pattern_stands_for_a_file_a_channel(tmp_path, right, pattern):
+    apart(tmp_path)
+    (tmp_path/"notes.txt").touch()
+    said_of = dict(structure="a", channels="membrane=w1,structure=w3,dna=w2", voxel_um="0.5,0.2,0.2")
+    pd.DataFrame([dict(said_of, path=pattern)]).to_csv(tmp_path/"cells.csv", index=False)
+    cells = prepare_table(tmp_path/"cells.csv", None, *ROOM, test_fraction=0)
+    assert list(cells.table.cell_id) == ["c_1", "c_2"] and np.array_equal(cells[0], right)
+    (tmp_path/"c_2_w3.tif").unlink()
+    told = said(prepare_table, tmp_path/"cells.csv", None, *ROOM)
+    assert "row 1 of the table" in told and "c_2_w3.tif, the structure of its image, is not there; put it there" in told
+
+
+def test_fields_of_a_pattern_fill_columns(tmp_path):
+    for k, name in enumerate(("LAMP2", "TfR")):
+        apart(tmp_path, (40*k, 90), f"{name}/{{cell}}_{{channel}}.tif", ("membrane", "dna", "structure"))
+        for c in (1, 2): tifffile.imwrite(tmp_path/f"{name}/c_{c}_mask.png.tif", body((40*k, 90)[c - 1])[1].astype(np.uint8))
+    row = dict(path="{structure}/{cell}_{channel}.tif", cell_mask="{structure}/{cell}_mask.png.tif", voxel_um="0.5,0.2,0.2")
+    cells = prepare_table(pd.DataFrame([{k: str(tmp_path/v) if "{" in v else v for k, v in row.items()}]), None, *ROOM, test_fraction=0)
+    assert cells.classes == ["LAMP2", "TfR"] and list(cells.table.cell_id) == ["LAMP2_c_1", "LAMP2_c_2", "TfR_c_1", "TfR_c_2"]
+    well = checked_rows(pd.DataFrame([dict(path=str(tmp_path/"{structure}/{well}_{field}_{channel}.tif"))]))
+    assert well[0]["Metadata_well"] == "c" and well[0]["cell_id"] == "LAMP2_c_1"
+
+
+def test_the_files_of_a_pattern_are_inputs_and_are_looked_at(tmp_path):
+    apart(tmp_path)
+    for k, angle in enumerate((0, 70), 1): tifffile.imwrite(tmp_path/f"c_{k}_mask.png.tif", body(angle)[1].astype(np.uint8))
+    row = dict(path="{cell}_{channel}.tif", structure="a", cell_mask="{cell}_mask.png.tif", channels="membrane=w1,structure=w3,dna=w2")
+    pd.DataFrame([row]).to_csv(tmp_path/"cells.csv", index=False)
+    named_in = sorted(f.rsplit("/", 1)[1] for f in _named_in(str(tmp_path/"cells.csv")))
+    assert named_in == sorted(f"c_{k}_{of}.tif" for k in (1, 2) for of in ("w1", "w2", "w3", "mask", "mask.png") if of != "mask")
+    looked, faults = look_at_all(read_table(tmp_path/"cells.csv"), tmp_path, *ROOM, workers=1, voxel_um="0.5,0.2,0.2")
+    assert len(looked) == 2 and not faults
+    (tmp_path/"c_2_mask.png.tif").unlink()
+    assert "c_2_mask.png.tif does not exist" in said(_named_in, str(tmp_path/"cells.csv"))
+
+
+@pytest.mark.parametrize("path, told", [
+    ("{cell}-{channel}.tif", "no file in"), ("{cell}-{channel}.tif", "there is for example c_1_w1.tif"),
+    ("(?P<cell>.+_w(?P<channel>.)", "is no regular expression"), ("{cell}_{channel}.tif", "(called w1, w2, w3) is membrane"),
+    ("(?P<cell>c)_._(?P<channel>w1).tif", "are both the channel w1 of one image"), ("nowhere/{cell}_{channel}.tif", "correct the folder")])
+def test_patterns_that_do_not_fit(tmp_path, path, told):
+    apart(tmp_path)
+    assert told in said(prepare_table, pd.DataFrame([dict(path=f"{tmp_path}/{path}", structure="a")]), None, *ROOM)
+
+
 # ------------------------------------------------------------------------------------------------ axes, scenes, sizes
 
 def test_axes_that_a_file_does_not_name(tmp_path, right):
@@ -133,11 +191,87 @@ def test_lost_companions_are_noticed(tmp_path, caplog):
     path = spoilt(tmp_path/"a.ome.tif", planes=(old, new))
     told = said(read_image, path)
     assert "lacks planes that it names (b.ome.tif)" in told and not caplog.records
-    binary = '<BinaryOnly MetadataFile="set.companion.ome" UUID="urn:uuid:1"/></OME>'
-    whole = tifffile.TiffFile(path).ome_metadata
-    xml = whole[:whole.index("<Image")] + binary
-    tifffile.imwrite(path, body()[0], description=xml.encode(), metadata=None, photometric="minisblack")
-    assert "set.companion.ome" in said(read_image, path)
+
+
+def companion(folder, x, gone=""):
+    "Planes in two files without a description, and a companion that describes them"
+    binary = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><BinaryOnly MetadataFile="set.companion.ome" UUID="u"/></OME>'
+    for name, planes in dict(a=x[:2].reshape(-1, *x.shape[2:]), b=x[2]).items():
+        tifffile.imwrite(folder/f"{name}.ome.tif", planes, description=binary.encode(), metadata=None, photometric="minisblack")
+    xml = tifffile.TiffFile(named(folder/"c.ome.tif", "m membrane", "s structure", "d dna")).ome_metadata
+    parts = "".join(f'<TiffData FirstC="{c}" IFD="{i}" PlaneCount="21"><UUID FileName="{of}.ome.tif">u</UUID></TiffData>'
+                    for c, i, of in ((0, 0, "a"), (1, 21, "a"), (2, 0, "b")))
+    (folder/"c.ome.tif").unlink()
+    (folder/"set.companion.ome").write_text(xml.replace('<TiffData IFD="0" PlaneCount="63"/>', parts))
+
+
+def test_a_companion_is_read_from_whichever_file_is_given(tmp_path, right):
+    companion(tmp_path, body()[0])
+    for name in ("a.ome.tif", "b.ome.tif", "set.companion.ome"):
+        assert np.array_equal(read_image(tmp_path/name, channels=["dna", "membrane"])[0], body()[0][[2, 0]])
+        assert np.array_equal(one(tmp_path, tmp_path/name)[0], right)
+    (tmp_path/"b.ome.tif").rename(tmp_path/"d.ome.tif")
+    assert "describes planes that are not there (b.ome.tif)" in said(read_image, tmp_path/"a.ome.tif")
+    assert "it describes no image of d.ome.tif" in said(read_image, tmp_path/"d.ome.tif")
+    (tmp_path/"set.companion.ome").write_text("<OME")
+    assert "is no XML" in said(read_image, tmp_path/"a.ome.tif")
+    (tmp_path/"set.companion.ome").unlink()
+    assert "set.companion.ome describes; put it beside" in said(read_image, tmp_path/"a.ome.tif")
+    binary = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><BinaryOnly MetadataFile="d.ome.tif" UUID="u"/></OME>'
+    tifffile.imwrite(tmp_path/"a.ome.tif", body()[0][0], description=binary.encode(), metadata=None, photometric="minisblack")
+    assert f"which {tmp_path/'d.ome.tif'} describes; give that file instead" in said(read_image, tmp_path/"a.ome.tif")
+
+
+def chunked(path, x, chunks, **more):
+    "An OME-Zarr whose empty chunks are not written"
+    import zarr as z
+    group = z.open_group(path, mode="w")
+    array = group.create_array("0", shape=x.shape, dtype=x.dtype, chunks=chunks, **more)
+    array[...] = x
+    scale = [dict(type="scale", scale=[1, .5, .2, .2])]
+    axes = [dict(name="c", type="channel"), *(dict(name=a, type="space", unit="micrometer") for a in "zyx")]
+    group.attrs["ome"] = dict(version="0.5", multiscales=[dict(axes=axes, datasets=[dict(path="0", coordinateTransformations=scale)])],
+                              omero=dict(channels=[dict(label=n) for n in ("membrane", "structure", "dna")]))
+    return sorted(p for p in (path/"0/c").rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("chunks, more, lost", [
+    ((1, 1, 121, 121), {}, "0/10/0/0"), ((1, 7, 40, 40), {}, "0/1/1/1"), ((1, 1, 121, 121), dict(shards=(1, 3, 121, 121)), "2/3/0/0")])
+def test_a_chunk_that_is_lost_is_not_read_as_zeros(tmp_path, chunks, more, lost):
+    files = chunked(tmp_path/"a.zarr", body()[0], chunks, **more)
+    assert np.array_equal(read_image(tmp_path/"a.zarr")[0], body()[0]), "what is empty need not be written"
+    lost = tmp_path/"a.zarr/0/c"/lost
+    kept = lost.read_bytes()
+    lost.unlink()
+    told = said(read_image, tmp_path/"a.zarr")
+    assert "chunks of the array '0' are not there and read as 0, though the image goes on around them" in told
+    lost.write_bytes(kept)
+    assert np.array_equal(read_image(tmp_path/"a.zarr")[0], body()[0])
+    files = chunked(tmp_path/"b.zarr", body()[0] + 100, chunks, **more)
+    files[-1].unlink()
+    assert "they are lost, copy the image anew" in said(read_image, tmp_path/"b.zarr"), "a camera has no zeros"
+
+
+def test_a_chunk_that_may_be_lost_is_told(tmp_path):
+    x = body()[0]
+    x[:, 14:] = 0  # a flat end, as masks have
+    chunked(tmp_path/"a.zarr", x, (1, 7, 121, 121))
+    with pytest.warns(UserWarning, match="are not there and read as 0; that is right where they were empty"):
+        assert np.array_equal(read_image(tmp_path/"a.zarr")[0], x)
+
+
+def test_makers_formats_are_read_or_a_converter_is_named(tmp_path, right, monkeypatch):
+    import sys
+    import bioio_ome_tiff
+    for ending in ("czi", "nd2", "LIF"):
+        path = named(tmp_path/"a.ome.tif", "m membrane", "s structure", "d dna").rename(tmp_path/f"a.{ending}")
+        module = f"bioio_{ending.lower()}"
+        told = said(read_image, path)
+        assert f"no reader of .{ending.lower()} files is installed" in told and ".[formats]" in told and "bioformats2raw" in told
+        stand_in = type(sys)(module)
+        stand_in.Reader, stand_in.__spec__ = bioio_ome_tiff.Reader, bioio_ome_tiff.__spec__
+        monkeypatch.setitem(sys.modules, module, stand_in)
+        assert np.array_equal(one(tmp_path, path)[0], right) and image_name(path) == "a"
 
 
 def test_a_set_of_files_is_read_whole_or_not_at_all(tmp_path):
@@ -280,6 +414,10 @@ def test_a_segmented_field_is_a_source(field, right, tmp_path):
     assert list(store.table.cell_id) == ["field_1", "field_2"] and list(store.table.label) == [1, 2]
     assert store.provenance["left_out"] == [dict(cell_id="field_3", why="the border of the field cuts it")]
     for x in store: assert np.corrcoef(x.ravel(), right.ravel())[0, 1] > .98
+    for k, angle in enumerate((0, 90)):  # where each cell lies in the field stands in its row
+        lies, nucleus = Frame.from_row(store.table.iloc[k]), np.argwhere(body(angle)[2]).mean(0)
+        assert np.allclose(lies.centre, nucleus + (0, 0, 121*k)) and lies.shape == (21, 121, 312) and np.allclose(lies.voxel_um, (.5, .2, .2))
+        assert abs((lies.turn_deg - angle + 90) % 180 - 90) < 1
     for labels in (dict(cells="cells", nuclei="binary"), dict(cells="floats", nuclei="nuclei"), dict(cells="cells")):
         assert list(field(**labels).table.cell_id) == ["field_1", "field_2"]
     assert own_image(store.table.iloc[1], "")["cell_mask"].sum() == body(90)[1].sum()
@@ -348,7 +486,7 @@ def test_a_crop_to_the_cells_own_box_is_whole(tmp_path):
 # ------------------------------------------------------------------------------------------------ others' refusals
 
 @pytest.mark.parametrize("raw", [b"II*\0", b"\x89PNG\r\n\x1a\nrest", b"not a picture", b"II*\0\x08\0\0\0\xff\xff" + b"x"*300])
-@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif", "a.png", "a.czi"])
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif", "a.png", "a.oib"])
 def test_other_libraries_are_not_heard(tmp_path, raw, name, caplog, capfd):
     (tmp_path/name).write_bytes(raw)
     with caplog.at_level(logging.DEBUG, "tifffile"): told = said(read_image, tmp_path/name)

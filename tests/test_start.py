@@ -8,7 +8,7 @@ from conftest import ENV
 
 NO_TORCH = [
     "results", "plot", "data.archive", "data.manifest", "data.workers", "data.stack", "data.prepare", "data.pairs",
-    "data.sites", "data.plates", "data.cells", "data.image", "data.own", "simulation.camera", "simulation.shapes", "simulation.structures",
+    "data.sites", "data.plates", "data.cells", "data.scenes", "data.image", "data.own", "simulation.camera", "simulation.shapes", "simulation.structures",
     "simulation.stem", "simulation.yeast", "simulation.mcf7", "simulation.screen", "profiling.features",
     "profiling.profiles", "profiling.across", "workflow", "book", "app"]
 HEAVY = {"torch", "lightning", "bioio", "dask", "ome_types", "papermill", "snakemake"}

@@ -77,12 +77,12 @@ def looked(
     return found
 
 # %% ../../nbs/39_data.checkup.ipynb #68476a98
-def _rows(table, of_all):  # rows that say enough, with their number; and a sentence for each other
-    try: return list(enumerate(checked_rows(table, **of_all), 1)), []
+def _rows(table, folder, of_all):  # rows that say enough, with their number; and a sentence for each other
+    try: return list(enumerate(checked_rows(table, folder, **of_all), 1)), []
     except BadInput as e: first = str(e)
     good, faults = [], []
     for k in range(len(table)):
-        try: good += [(k + 1, row) for row in checked_rows(table.iloc[[k]], **of_all)]
+        try: good += [(k + 1, row) for row in checked_rows(table.iloc[[k]], folder, **of_all)]
         except BadInput as e: faults.append(str(e).replace("row 1 of the table", f"row {k + 1} of the table", 1))
     return (good, faults) if faults else ([], [first])  # two rows do not go together, or a column is unknown
 
@@ -107,7 +107,7 @@ def look_at_all(
 ) -> tuple[list[Looked], list[str]]:  # cells; what a person must mend, a sentence each
     "Read everything that a table names"
     size = ",".join(map(str, voxel_size(of_all.pop("voxel_um", None)) or ()))
-    rows, faults = _rows(table, dict(of_all, voxel_um=size))
+    rows, faults = _rows(table, folder, dict(of_all, voxel_um=size))
     jobs = _jobs(rows, folder, n_kept, faults, (to_voxel_um, tuple(shape)))
     found = list(in_turn(looked, jobs, crew(workers, len(rows))))
     for one in found:

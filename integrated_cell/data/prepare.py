@@ -19,16 +19,17 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from .cells import Cells, check_place
-from .stack import LeftOut, judge_labels, own_nuclei, prepare_cell, subtract_background
+from .stack import LeftOut, framed_cell, judge_labels, own_nuclei, subtract_background
 from .workers import crew, in_turn
 from ..results import BadInput
 
 # %% ../../nbs/16_data.prepare.ipynb #1ae5318a
 def _prepared(row, image, to_voxel_um, shape):
-    "In any process: the row, and its cell's bytes or why it is left out"
-    try: return row, prepare_cell(**image(), to_voxel_um=to_voxel_um, shape=shape).tobytes()
+    "In any process: the row with the cell's frame, and its bytes or why it is left out"
+    try: cell = framed_cell(**image(), to_voxel_um=to_voxel_um, shape=shape)
     except LeftOut as e: return row, str(e)
     except BadInput as e: raise BadInput(f"cell '{row['cell_id']}': {e}") from e
+    return row | cell.frame.columns(), cell.image.tobytes()
 
 def _part(prepared, f, path):
     "Write the cells that can be used to a file; their rows, and the others with the reason"
@@ -64,7 +65,7 @@ def _read_back(f, n, shape):
 
 # %% ../../nbs/16_data.prepare.ipynb #caf2f027
 def prepare_store(
-    items: Iterable[tuple[dict, Callable]],  # the row of each cell, and a call for the arguments of `prepare_cell`
+    items: Iterable[tuple[dict, Callable]],  # the row of each cell, and a call for the arguments of `framed_cell`
     n: int | None,  # how many there are; None: that shows when they come
     path: str | Path | None,  # where the store shall stand, None: in memory
     to_voxel_um: float | Sequence[float],  # voxel size of the store
@@ -73,7 +74,7 @@ def prepare_store(
     provenance: dict,  # what is known of the cells
     workers: int | None = 1,  # processes; None: one a core, and for few cells none besides this one
     **split,  # of `Cells.create`: group, test_fraction, split_seed
-) -> Cells:  # provenance["left_out"] lists the cells that cannot be used
+) -> Cells:  # provenance["left_out"] lists the cells that cannot be used; the table holds each `stack.Frame`
     "A store of many cells, each prepared like any other (section 3.1)"
     if path is not None: check_place(path)
     jobs, workers = ((row, image, to_voxel_um, shape) for row, image in items), crew(workers, n or _MANY)
@@ -149,7 +150,7 @@ def _hela_row(name):
 
 # %% ../../nbs/16_data.prepare.ipynb #42688adc
 def _hela_image(files):
-    "One cell as arguments of `prepare_cell`"
+    "One cell as arguments of `framed_cell`"
     try: read = [tifffile.imread(p) for p in files]
     except Exception as e:
         raise BadInput(f"{files[0].parent} holds a file of it that cannot be read ({str(e).splitlines()[0]}); "
@@ -201,20 +202,20 @@ def stand_in(
     channels: Sequence[np.ndarray | None],  # membrane first, DNA last, each (*s); None: there is no image
     cell: np.ndarray | None,  # (*s) bool, stands for the membrane
     nucleus: np.ndarray | None,  # (*s) bool, stands for the DNA
-) -> dict:  # stack and segmented, of `prepare_cell`
+) -> dict:  # stack and segmented, of `framed_cell`
     "A stack where masks stand for images that there are not"
     first, *between, last = channels
     stack = [cell*255 if first is None else first, *between, nucleus*255 if last is None else last]
     return dict(stack=np.stack(stack), segmented=[i for i, c in enumerate(channels) if c is None])
 
 # %% ../../nbs/16_data.prepare.ipynb #8ab259c1
-def _cell_of_field(cell, nucleus, channels, voxel_um, cut):
-    "In any process: one cell of a field as arguments of `prepare_cell`, or why it cannot be used"
+def _cell_of_field(cell, nucleus, channels, voxel_um, cut, **at):
+    "In any process: one cell of a field as arguments of `framed_cell`, or why it cannot be used"
     if cut: raise LeftOut("the border of the field cuts it")
     if nucleus is not None and not nucleus.any(): raise LeftOut("it has no nucleus")
     if nucleus is not None and nucleus.sum() >= cell.sum(): raise LeftOut("its nucleus is not smaller than the cell")
     stack = stand_in(channels, cell, nucleus)["stack"]  # the field's background is subtracted already
-    return dict(stack=stack, segmented=range(len(stack)), voxel_um=voxel_um, cell_mask=cell, nucleus_mask=nucleus)
+    return dict(stack=stack, segmented=range(len(stack)), voxel_um=voxel_um, cell_mask=cell, nucleus_mask=nucleus, **at)
 
 def _without_background(channel):
     "A channel of a field in [0, 1]; a segmentation has no background to subtract"
@@ -243,7 +244,8 @@ def field_items(
         if box is None: continue
         nucleus = None if nuclei is None else nuclei[box] == k
         crops = [None if c is None else c[box] for c in clean]
-        image = partial(_cell_of_field, cells[box] == k, nucleus, crops, voxel_um, k in cut)
+        at = dict(corner=[b.start for b in box], of_shape=cells.shape)
+        image = partial(_cell_of_field, cells[box] == k, nucleus, crops, voxel_um, k in cut, **at)
         yield dict(row, cell_id=f"{row['cell_id']}_{k}", label=k), image
 
 # %% ../../nbs/16_data.prepare.ipynb #aa559900
