@@ -96,7 +96,9 @@ def _fetch(a):
 def _plates(a):
     from integrated_cell.data.plates import plate_cells
     plates = a.plates.split(",") if a.plates else None
-    print(plate_cells(a.folder, a.out, a.size, plates, a.allow_missing, nucleus_px=a.nucleus_px, workers=a.workers))
+    names = dict(control=a.control, columns=a.columns, channels=a.channels.split(","))
+    how = dict(nucleus_px=a.nucleus_px, workers=a.workers, **names)
+    print(plate_cells(a.folder, a.out, a.size, plates, a.allow_missing, **how))
 
 # %% ../nbs/96_app.ipynb #2220cb82
 def _laid(a):  # where a kept model stands in for a training
@@ -243,6 +245,11 @@ def parser() -> argparse.ArgumentParser:
             ("--out", dict(required=True, metavar="DIR",
                            help="where the store of cells shall stand: a new folder, or a store to replace")),
             ("--plates", dict(metavar="A,B", help="only these, e.g. Week1_22123,Week1_22141")),
+            ("--control", dict(default="DMSO", metavar="NAME", help="what untreated wells are called (DMSO)")),
+            ("--channels", dict(default="dna,tubulin,actin", metavar="A,B,C",
+                                help="names of the three stains, the nuclear one first (dna,tubulin,actin)")),
+            ("--columns", dict(default="", metavar="plate=Plate,well=Well",
+                               help="columns of the tables that are called otherwise than in BBBC021")),
             ("--size", dict(type=int, default=96, metavar="PIXELS", help="side of a crop (96)")),
             ("--nucleus-px", dict(type=float, default=30., metavar="PIXELS", help="diameter of a usual nucleus (30)")),
             ("--workers", dict(type=int, default=1, metavar="N", help="processes (1)")),

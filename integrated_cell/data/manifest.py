@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 import pooch
@@ -89,13 +90,17 @@ def _read_about(name, folder):
                        "a source needs them before anything of it is fetched")
     return about
 
-def _read_files(path, record):
-    "The rows of the tsv of a source, checked"
+def _placed(row, origin):  # with its address
+    if row.get("url") or not origin or row.get("kind") != "original": return row
+    return row | {"url": f"{origin}/{quote(row.get('path') or '')}"}
+
+def _read_files(path, record, origin):
+    "The rows of the tsv of a source, checked; where no url stands the file lies at the origin under its own path"
     if not path.is_file():
         raise BadInput(f"{path} is missing; it lists the files of the source (path, url, bytes, sha256, kind)")
     with open(path, newline="") as f:
         lines = enumerate(csv.DictReader(f, delimiter="\t"), 2)
-        files = pd.DataFrame([check_row(row, f"{path.name} line {i}", record) for i, row in lines])
+        files = pd.DataFrame([check_row(_placed(row, origin), f"{path.name} line {i}", record) for i, row in lines])
     if not len(files): raise BadInput(f"{path.name} lists no file; add a row for each")
     twice = files.path[files.path.duplicated()]
     if len(twice): raise BadInput(f"{path.name} lists {twice.iloc[0]} more than once; keep one row a file")
@@ -110,7 +115,7 @@ def read_source(
     folder = _manifest_folder(folder)
     about = _read_about(name, folder)
     record = about.get("checksum") == "record"
-    files = _read_files(folder/f"{name}.tsv", record)
+    files = _read_files(folder/f"{name}.tsv", record, about.get("origin"))
     return Source(name, about["title"], about["licence"], about["citation"], about.get("voxel_um"),
                   about.get("channels") or [], record, about.get("note") or "", files)
 
