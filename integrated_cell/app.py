@@ -148,7 +148,7 @@ def _publish(a):
 # %% ../nbs/96_app.ipynb #ab34563e
 def _new(a):
     from integrated_cell.study import new_study
-    print(f"{new_study(a.folder)}: fill in cells.csv, then give the command: integrated-cell check {a.folder}")
+    print(f"{new_study(a.folder, a.of)}: its README.md says what to fill in; then: integrated-cell check {a.folder}")
 
 
 def _check(a):
@@ -225,7 +225,9 @@ def parser() -> argparse.ArgumentParser:
         for flags, more in arguments: c.add_argument(*flags.split(), **more)
     config = "--config", dict(required=True, metavar="FILE", help="the run, e.g. config/quick.yaml")
     study = "folder", dict(metavar="FOLDER", help="of the study, e.g. my_study")
-    command("new", _new, "Begin a study of your own images: a config, a table to fill in, a README", study)
+    command("new", _new, "Begin a study of your own images: a config, a table to fill in, a README", study,
+            ("--of", dict(choices=["cells", "pairs", "plates"], default="cells",
+                          help="single cells or fields (the default), pairs of channels, treated cells on plates")))
     command("check", _check, "Read all images of a study and make one page about them, before any training", study)
     command("run", _run, "Make all chapters of a study and its book; goes on where it was stopped", study,
             ("--cores", dict(type=int, metavar="N", help="that it may use (all)")))

@@ -12,10 +12,13 @@ import pytest
 import tifffile
 import yaml
 from conftest import ENV, PROJECT, one_sentence, run
+from test_plates import rows, tables
+from test_plates import write as write_plates
 
 from integrated_cell import study, workflow
 from integrated_cell.data.cells import Cells
 from integrated_cell.simulation.stem import simulate_cells
+from integrated_cell.simulation.yeast import simulate_yeast
 
 KINDS = ["TOM20", "lamin B1"]
 
@@ -78,6 +81,38 @@ def test_new_writes_what_is_to_be_filled_in(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ check
+
+def test_pairs_are_looked_at(tmp_path):
+    import numpy as np
+    from PIL import Image
+    root = study.new_study(tmp_path/"pairs", "pairs")
+    assert not study.check_study(root)[1], "its folder is not there yet"
+    for split, n in (("train", 16), ("test", 3)):
+        for protein in ("Arp3", "Tea1"):
+            folder = root/f"images/my_size-48-80_{split}"/protein
+            folder.mkdir(parents=True)
+            of = simulate_yeast(n, (48, 80), len(split), (protein,))
+            for i in range(n): Image.fromarray(np.stack([*of[i], 0*of[i][0]], -1)).save(folder/f"{i}.png")
+    page, ready, verdict = study.check_study(root)
+    assert ready and "32 pictures to learn from, 6 to test with" in verdict and "Magenta: the first channel" in page.read_text()
+    (root/"images/my_size-48-80_train/Tea1/0.png").unlink()
+    page, ready, _ = study.check_study(root)
+    assert not ready and "Tea1 has 15 training pictures" in unescape(page.read_text())
+
+
+def test_plates_are_looked_at(tmp_path):
+    import numpy as np
+    root = study.new_study(tmp_path/"plates", "plates")
+    page, ready, _ = study.check_study(root)
+    assert not ready and "plates" in page.read_text()
+    sites, rng = rows(), np.random.default_rng(0)
+    write_plates(tables(root/"plates", sites), sites, lambda i, row: rng.integers(1, 999, (3, 40, 50)).astype(np.uint16))
+    page, ready, verdict = study.check_study(root)
+    assert ready and "12 sites" in verdict and "treatments without a mechanism (1): PD-98059" in unescape(page.read_text())
+    next((root/"plates/Week1_22141").iterdir()).write_bytes(b"no image")
+    page, ready, _ = study.check_study(root)
+    assert not ready and "put a whole copy in its place" in unescape(page.read_text())
+
 
 def test_a_study_that_is_ready(mine, cells, browser):
     out, err = run(mine.parent, "integrated-cell", "check", "my study")
