@@ -310,9 +310,15 @@ def _change(name: str, was, now) -> str:
     if not (isinstance(was, dict) and isinstance(now, dict)): return f"{name} was {was} and is {now}"
     return ", ".join(_change(f"{name} {k}", was.get(k), now.get(k)) for k in now | was if was.get(k) != now.get(k))
 
+def _as_known(was: dict, now: dict) -> dict:
+    "Checkpoints of a release that did not know what a store holds are held to their first batch alone"
+    of = [s.get("data") for s in (was, now)]
+    if not all(isinstance(d, dict) for d in of) or "content" in of[0]: return now
+    return now | {"data": {k: v for k, v in of[1].items() if k != "content"}}
+
 def _differences(run: Run, meta: dict) -> list[str]:
     "Why a checkpoint is not one of this run; a run that is trained further may be annealed otherwise"
-    was, now = meta["settings"], run.settings
+    was, now = meta["settings"], _as_known(meta["settings"], run.settings)
     free = {"devices", "anneal", "patience"} if run.further else {"devices"}
     if run.further and None in (was.get("n_epochs"), now.get("n_epochs")): free |= {"n_epochs"}
     why = [_change(k, was.get(k), now.get(k)) for k in now | was if was.get(k) != now.get(k) and k not in free]
