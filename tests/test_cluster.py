@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from conftest import ENV, PROJECT, make_study, run
 
+from integrated_cell.workflow import read_config, sign
+
 ALL = ["data", "reference", "conditional", "classification"]
 STUBS = {
     # a chapter that trains for two steps, a line of its checkpoint each, and goes on from there
@@ -18,7 +20,7 @@ STUBS = {
             [ "$(wc -l 2> /dev/null < $out/checkpoint)" -ge $step ] 2> /dev/null || echo $name $step | tee -a steps >> $out/checkpoint
             [ -e die-$name ] && [ $step = 1 ] && rm die-$name && kill -9 0
         done
-        echo '{}' > $out/metrics.json; echo $name >> ended""",
+        echo '{}' > $out/metrics.json; touch $out/$(cat bin/$name.sign); echo $name >> ended""",
     # a cluster of one queue that works while one waits; a job that does not come back has lost its node
     "sbatch": """
         echo "$@" >> submitted; id=$(wc -l < submitted)
@@ -42,6 +44,8 @@ def lost(tmp_path):
         (tmp_path/"bin").mkdir(exist_ok=True)
         (tmp_path/"bin"/name).write_text(f"#!/bin/bash\n{script}\n")
         (tmp_path/"bin"/name).chmod(0o755)
+    config = read_config(tmp_path/"config/toy.yaml")
+    for c in ALL: (tmp_path/"bin"/f"{c}.sign").write_text(sign(config, c))
     return tmp_path
 
 
@@ -60,7 +64,6 @@ def test_a_dry_run_asks_for_gpus_memory_and_hours_of_every_chapter(tmp_path):
     for name in ("nbs", "config", "book", "profiles"): shutil.copytree(PROJECT/name, tmp_path/name, ignore=shutil.ignore_patterns("published", ".*"))
     out, err = run(tmp_path, "snakemake", "--dry-run", "--profile", "profiles/slurm", "--config", "run=paper")
     asked = {name: dict(re.findall(r"(\w+)=(\d+)\b", said)) for name, said in re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", out + err, re.M | re.S)}
-    from integrated_cell.workflow import read_config
     assert set(asked) == {*read_config(tmp_path/"config/paper.yaml")["chapters"], "book"}
     for name, of in asked.items(): assert int(of["mem_mb"]) >= 8000 and int(of["runtime"]) >= 60 and of["nodes"] == "1", (name, of)
     assert {name: asked[name]["gpu"] for name in ("data", "prior", "reference", "conditional")} == {"data": "0", "prior": "1", "reference": "8", "conditional": "8"}
