@@ -250,5 +250,5 @@ def lay(
         if "models" in numbers:  # those that are kept
             numbers["models"] = [m for m in numbers["models"] if (new/m.replace(" ", "-")).is_dir()]
         write_json(new/"metrics.json", numbers)
-        for sign in ("laid", sign(config, chapter)): (new/sign).touch()
+        for name in ("laid", sign(config, chapter)): (new/name).touch()
     return out
