@@ -206,7 +206,7 @@ class Chapter(Run, Claims):
     def _at_work(self):  # a kernel runs this chapter's own notebook: its values, the project's root, its folder's lock
         self.values = at_work(self.notebook)
         if not self.values: return
-        if not in_study(): os.chdir(self.root)
+        if not in_study() and self.root in (Path.cwd(), *Path.cwd().parents): os.chdir(self.root)
         if process()[0]: return  # it only helps to train
         self.held.enter_context(alone(self.out))
         unmark(self.out)

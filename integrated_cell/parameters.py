@@ -113,10 +113,10 @@ def in_study() -> bool:
 
 def project(
     chapter: str,  # name of a notebook
-) -> Path | None:  # None: this folder lies in no project that has it
-    "The project's root, here or above: the folder whose nbs/experiments holds the chapter; in a study, this package's"
-    here = CHECKOUT if in_study() else Path.cwd()
-    return next((p for p in (here, *here.parents) if (p/"nbs/experiments"/f"{chapter}.ipynb").is_file()), None)
+) -> Path | None:  # None: no project has it
+    "The project's root: the folder, here or above, whose nbs/experiments holds the chapter; else this package's"
+    above = [] if in_study() else [Path.cwd(), *Path.cwd().parents]
+    return next((p for p in (*above, CHECKOUT) if (p/"nbs/experiments"/f"{chapter}.ipynb").is_file()), None)
 
 
 def at_work(

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from .parameters import declared
-from .results import BadInput, whole
+from .results import BadInput, alone, whole
 from .workflow import parameters, read_config
 
 # %% ../nbs/93_study.ipynb #32ad937c
@@ -34,8 +34,8 @@ data:
   shape: "32,48,64"      # voxels of a prepared cell along Z, Y, X; of flat images two numbers, Y, X
   to_voxel_um: 0.5       # micrometres of one of its voxels
   test_fraction: 0.1     # share of each structure that is kept for testing
-  # voxel_um: "0.29,0.1,0.1"                     where your files do not say it: Z, Y, X in micrometres
-  # channels: "membrane=CMDRP,structure=GFP,dna=0"   where they do not: by name, or by number from 0
+  # voxel_um: "0.29,0.1,0.1"                         # where your files do not say it: Z, Y, X in micrometres
+  # channels: "membrane=CMDRP,structure=GFP,dna=0"   # where they do not: by name, or by number from 0
 reference: {n_latent_r: 32, width: 0.25, n_epochs: 40, anneal: 0.5}    # learns the shape of cell and nucleus
 conditional: {n_latent_s: 32, n_epochs: 40, anneal: 0.5}               # learns where each structure lies
 """
@@ -174,7 +174,7 @@ def lacking(
                         "add cells or choose a larger test_fraction")
         if len(some) < classes:
             said.append(f"the chapter {c} tells {classes} structures apart and there are cells of {len(some)}; "
-                        "add another structure, or take the chapter out of config.yaml")
+                        "add another structure, or take the chapter and its block out of config.yaml")
         elif classes > 1 and held_out and len(poor := some[(some.train == 0) | (some.test == 0)]):
             said.append(f"the chapter {c} needs cells of {', '.join(poor.structure)} both to learn from and to test; "
                         "choose another test_fraction or leave the structure out")
@@ -397,9 +397,10 @@ def run_study(
                str(config["home"]), "--cores", str(cores), "--quiet", "all", "--rerun-incomplete", "--nolock",
                "--config", "file=config.yaml"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where integrated-cell is
-    going = subprocess.Popen(command, env=os.environ | {"PATH": path})
-    try: status = going.wait()
-    except KeyboardInterrupt: going.wait(); raise  # Ctrl-C reaches both; it ends its chapters first
+    with alone(config["out"]):  # a second run would take away what the first has begun
+        going = subprocess.Popen(command, env=os.environ | {"PATH": path})
+        try: status = going.wait()
+        except KeyboardInterrupt: going.wait(); raise  # Ctrl-C reaches both; it ends its chapters first
     if status:
         raise BadInput(f"{folder}: the run stopped, for the reason above; mend it and give the same command again")
     return config["out"]/"book/index.html"

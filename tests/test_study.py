@@ -223,3 +223,22 @@ def test_ctrl_c_ends_in_one_sentence(mine):
     going.send_signal(signal.SIGINT)
     said = going.communicate(timeout=120)[1]
     assert going.returncode == 130 and "stopped; run the same command to go on" in said and "Traceback" not in said
+
+
+def test_a_second_run_waits_outside(tmp_path):
+    from integrated_cell.results import BadInput, alone
+    root = study.new_study(tmp_path/"mine")
+    code = "import sys, time\nfrom integrated_cell.results import alone\nwith alone(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(root/"results")], env=ENV, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(BadInput, match=f"process {other.pid} is at work there"): study.run_study(root)
+    other.kill(); other.wait()
+    with alone(root/"results"): pass
+
+
+def test_lines_of_the_template_can_be_taken_into_use(tmp_path):
+    root = study.new_study(tmp_path/"mine")
+    text = (root/"config.yaml").read_text()
+    (root/"config.yaml").write_text(text.replace("  # voxel_um", "  voxel_um").replace("  # channels", "  channels"))
+    said = workflow.read_config(root)["blocks"]["data"]
+    assert said["voxel_um"] == "0.29,0.1,0.1" and said["channels"].startswith("membrane=CMDRP")
