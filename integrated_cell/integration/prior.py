@@ -237,7 +237,9 @@ def open_prior(
 # %% ../../nbs/52_integration.prior.ipynb #7f91842d
 def _gaussian(z: Tensor):  # shrunk after Ledoit & Wolf 2004
     fit = LedoitWolf().fit(z.double())
-    return multivariate_normal(fit.location_, fit.covariance_)
+    cov, least = fit.covariance_, np.linalg.eigvalsh(fit.covariance_)
+    if least[0] <= 1e-9*max(least[-1], 1e-3): cov = cov + 1e-6*np.eye(len(cov))  # a code stands still
+    return multivariate_normal(fit.location_, cov)
 
 
 def densities(
