@@ -153,7 +153,7 @@ def _new(a):
 
 def _check(a):
     from integrated_cell.study import check_study
-    page, ready, verdict = check_study(a.folder)
+    page, ready, verdict = check_study(a.folder, print)
     print(page)
     if not ready: raise BadInput(f"{verdict} The page lists what: {page}")
     print(verdict)
@@ -212,18 +212,11 @@ def _own_commands(command):  # what a trained model does with files
             _MODEL, _OUT, _FORMAT, n(10, "cells"), _SEED,
             ("--structure", dict(metavar="NAME", help="only this one (default: all that the model knows)")))
 
-# %% ../nbs/96_app.ipynb #f2b617ce
-def parser() -> argparse.ArgumentParser:
-    "The commands and their arguments"
-    about = "Generative models of cell images, from a microscope's files to a rendered book"
-    top = argparse.ArgumentParser(prog="integrated-cell", description=about)
-    top.add_argument("--version", action=_Version, nargs=0, help="print the version and its commit, and end")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    def command(name, run, text, *arguments):
-        c = commands.add_parser(name, help=text, description=text)
-        c.set_defaults(run=run)
-        for flags, more in arguments: c.add_argument(*flags.split(), **more)
-    config = "--config", dict(required=True, metavar="FILE", help="the run, e.g. config/quick.yaml")
+# %% ../nbs/96_app.ipynb #8d2b6431
+_CONFIG = "--config", dict(required=True, metavar="FILE", help="the run, e.g. config/quick.yaml")
+
+
+def _study_commands(command):  # a folder of one's own
     study = "folder", dict(metavar="FOLDER", help="of the study, e.g. my_study")
     command("new", _new, "Begin a study of your own images: a config, a table to fill in, a README", study,
             ("--of", dict(choices=["cells", "pairs", "plates"], default="cells",
@@ -231,17 +224,22 @@ def parser() -> argparse.ArgumentParser:
     command("check", _check, "Read all images of a study and make one page about them, before any training", study)
     command("run", _run, "Make all chapters of a study and its book; goes on where it was stopped", study,
             ("--cores", dict(type=int, metavar="N", help="that it may use (all)")))
+
+
+def _run_commands(command):  # a run of the project, or of a study
     command("fetch", _fetch, "Get the files of a source, checked, local copies first",
             ("source", dict(help="e.g. hela3d")),
             ("--mirror", dict(metavar="DIR", help="folder of local copies (default: INTEGRATED_CELL_MIRROR)")))
-    command("chapter", _chapter, "Run one chapter of a run", ("name", dict(help="e.g. classification")), config,
+    command("chapter", _chapter, "Run one chapter of a run", ("name", dict(help="e.g. classification")), _CONFIG,
             ("--from", dict(dest="source", choices=["models"],
                             help="take kept networks and their page, where there are, instead of training")),
             ("-p", dict(action="append", default=[], metavar="KEY=VALUE",
                         help="a parameter over the file's, may be repeated")))
     command("again", _again, "Have a finished chapter, and what follows from it, run again",
-            ("name", dict(help="e.g. classification")), config)
-    _own_commands(command)
+            ("name", dict(help="e.g. classification")), _CONFIG)
+
+# %% ../nbs/96_app.ipynb #55f131eb
+def _plates_command(command):
     command("plates", _plates, "Cut single cells out of a screen's plates, laid out as BBBC021",
             ("folder", dict(help="the tables, and the plates as folders or zips")),
             ("--out", dict(required=True, metavar="DIR",
@@ -257,14 +255,30 @@ def parser() -> argparse.ArgumentParser:
             ("--workers", dict(type=int, default=1, metavar="N", help="processes (1)")),
             ("--allow-missing", dict(action="store_true",
                                      help="go on without sites whose images are not there or damaged")))
+
+
+def _book_commands(command):  # what is made of chapters that ran
     command("names", _names, "List the numbers of a chapter that ran, by the names that texts and claims use",
-            ("name", dict(help="e.g. classification")), config)
-    command("book", _book, "Build the book of a run that is finished", config,
+            ("name", dict(help="e.g. classification")), _CONFIG)
+    command("book", _book, "Build the book of a run that is finished", _CONFIG,
             ("--partly", dict(action="store_true", help="of the chapters that have run, whatever is missing")))
     command("read", _read, "Build the book of the kept runs, executing nothing")
     command("keep", _keep, "Keep trained networks of a run in models/, small and described",
             ("names", dict(nargs="+", metavar="NAME", help="as in models/models.yaml")))
-    command("publish", _publish, "Keep the finished chapters of a run in book/published", config)
+    command("publish", _publish, "Keep the finished chapters of a run in book/published", _CONFIG)
+
+# %% ../nbs/96_app.ipynb #2358723d
+def parser() -> argparse.ArgumentParser:
+    "The commands and their arguments"
+    about = "Generative models of cell images, from a microscope's files to a rendered book"
+    top = argparse.ArgumentParser(prog="integrated-cell", description=about)
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version and its commit, and end")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    def command(name, run, text, *arguments):
+        c = commands.add_parser(name, help=text, description=text)
+        c.set_defaults(run=run)
+        for flags, more in arguments: c.add_argument(*flags.split(), **more)
+    for more in (_study_commands, _run_commands, _own_commands, _plates_command, _book_commands): more(command)
     return top
 
 # %% ../nbs/96_app.ipynb #e8ba2fcc

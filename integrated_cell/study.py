@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +25,20 @@ from .parameters import declared
 from .results import BadInput, alone, whole
 from .workflow import parameters, read_config
 
-# %% ../nbs/93_study.ipynb #32ad937c
-_CONFIGS = {}
+# %% ../nbs/93_study.ipynb #9697a7dc
+_CONFIGS, _READMES = {}, {}
+
+_STEPS = """
+# Three steps
+
+1. {first}
+2. `integrated-cell check .` reads everything and writes `check.html`. Open it: does every channel show what it is
+   taken for? It lists what is to be mended.
+3. `integrated-cell run .` trains and writes `results/book/index.html`. Stop it with Ctrl-C whenever you like; the same
+   command goes on. Change an image, a table or the config, and it does again what depends on that, nothing else.
+"""
+
+# %% ../nbs/93_study.ipynb #730ddc8a
 _CONFIGS["cells"] = """# A study: which chapters run, and what differs from their usual values
 # Paths start from this folder. `integrated-cell check .` reads the images, `integrated-cell run .` does the rest.
 chapters: [data, reference, conditional, prior, classification, integration]
@@ -40,6 +53,19 @@ reference: {n_latent_r: 32, width: 0.25, n_epochs: 40, anneal: 0.5}    # learns 
 conditional: {n_latent_s: 32, n_epochs: 40, anneal: 0.5}               # learns where each structure lies
 """
 
+_READMES["cells"] = """# What is in this folder
+
+- `cells.csv`: a row an image. `path` is the file (TIFF, OME-TIFF, OME-Zarr or PNG), seen from this folder;
+  `structure` is what is labelled in it. More columns, where you need them: `channels` (membrane=1,structure=2,dna=0),
+  `voxel_um` (0.29,0.1,0.1), `cell_mask` and `nucleus_mask` (an image each), `cells` and `nuclei` (label images of a
+  field: every cell of it is taken), `group` (cells that must not be parted between training and test), `split`
+  (train or test), and notes of your own that begin with `Metadata_`.
+- `config.yaml`: what is done with them, and how large a prepared cell is.
+""" + _STEPS.format(first="Fill in `cells.csv`: each image and its structure, at least two images of each.") + """
+`integrated-cell integrate results/conditional more/*.tif --out predicted` then shows all structures in other cells.
+"""
+
+# %% ../nbs/93_study.ipynb #8e372194
 _CONFIGS["pairs"] = """# A study of cells in two channels: red, what all cells share, and green, a protein
 # Paths start from this folder. `integrated-cell check .` reads the pictures, `integrated-cell run .` does the rest.
 chapters: [yeast, gans, gan_samples, two_sample_real, two_sample, inversion]
@@ -55,6 +81,16 @@ two_sample_real: {n_splits: 5, n_steps: 100, n_filters: 8, batch_size: 16, lr: 1
 inversion: {n_images: 30, restarts: 2}
 """
 
+_READMES["pairs"] = """# What is in this folder
+
+- `images/` (you make it): pictures of single cells, PNG or TIFF, all of one size, in folders
+  `my_size-48-80_train/<Protein>/` and `my_size-48-80_test/<Protein>/`; 48 and 80 are their height and width. Their
+  first channel is what all cells share (red), the second the protein (green). Each protein needs more training
+  pictures than a batch of `gans`, and a hundred test pictures or more.
+- `config.yaml`: what is done with them.
+""" + _STEPS.format(first="Lay the pictures into `images/` and name the proteins in `config.yaml`.")
+
+# %% ../nbs/93_study.ipynb #94b180b2
 _CONFIGS["plates"] = """# A study of treated cells on plates
 # Paths start from this folder. `integrated-cell check .` reads the plates, `integrated-cell run .` does the rest.
 chapters: [screen, cytogan, phenotypes, algebra, mechanism]
@@ -70,37 +106,6 @@ cytogan: {models: "lsgan,bigan,vae", n_epochs: 20, batch_size: 32, width: 0.25, 
 phenotypes: {n_epochs: 10, n_splits: 4, n_steps: 100, n_filters: 8, batch_size_critic: 16, lr_critic: 1e-3}
 algebra: {n_fit: 2500, n_try: 100, n_edit: 100}
 """
-
-_STEPS = """
-# Three steps
-
-1. {first}
-2. `integrated-cell check .` reads everything and writes `check.html`. Open it: does every channel show what it is
-   taken for? It lists what is to be mended.
-3. `integrated-cell run .` trains and writes `results/book/index.html`. Stop it with Ctrl-C whenever you like; the same
-   command goes on. Change an image, a table or the config, and it does again what depends on that, nothing else.
-"""
-_READMES = {}
-_READMES["cells"] = """# What is in this folder
-
-- `cells.csv`: a row an image. `path` is the file (TIFF, OME-TIFF, OME-Zarr or PNG), seen from this folder;
-  `structure` is what is labelled in it. More columns, where you need them: `channels` (membrane=1,structure=2,dna=0),
-  `voxel_um` (0.29,0.1,0.1), `cell_mask` and `nucleus_mask` (an image each), `cells` and `nuclei` (label images of a
-  field: every cell of it is taken), `group` (cells that must not be parted between training and test), `split`
-  (train or test), and notes of your own that begin with `Metadata_`.
-- `config.yaml`: what is done with them, and how large a prepared cell is.
-""" + _STEPS.format(first="Fill in `cells.csv`: each image and its structure, at least two images of each.") + """
-`integrated-cell integrate results/conditional more/*.tif --out predicted` then shows all structures in other cells.
-"""
-
-_READMES["pairs"] = """# What is in this folder
-
-- `images/` (you make it): pictures of single cells, PNG or TIFF, all of one size, in folders
-  `my_size-48-80_train/<Protein>/` and `my_size-48-80_test/<Protein>/`; 48 and 80 are their height and width. Their
-  first channel is what all cells share (red), the second the protein (green). Each protein needs more training
-  pictures than a batch of `gans`, and a hundred test pictures or more.
-- `config.yaml`: what is done with them.
-""" + _STEPS.format(first="Lay the pictures into `images/` and name the proteins in `config.yaml`.")
 
 _READMES["plates"] = """# What is in this folder
 
@@ -213,16 +218,7 @@ def _noted(found):  # what is to be known of cells, a sentence each
                            "brightest value that the file can hold: it is saturated, and what is brighter is lost")
     return notes
 
-# %% ../nbs/93_study.ipynb #bb83c62f
-def _channels(table, folder, of_all):  # structure: role: where it comes from, of its first row
-    from integrated_cell.data.checkup import taken_as
-    from integrated_cell.data.own import checked_rows
-    said = {}
-    for structure, rows in table.groupby("structure", sort=False):
-        try: said[structure] = taken_as(checked_rows(rows[:1], folder, **of_all)[0], folder)
-        except BadInput: pass  # it is told among the faults
-    return said
-
+# %% ../nbs/93_study.ipynb #11548248
 def look_at_pairs(
     config: dict,  # of `read_config`
 ) -> Checked:
@@ -246,7 +242,7 @@ def look_at_pairs(
     seen = taken + sheet.picture(fig, "Cells of each protein, a row each")
     return Checked(config["name"], faults, notes, p, seen=seen, counts=n)
 
-
+# %% ../nbs/93_study.ipynb #6e4c0110
 def look_at_plates(
     config: dict,  # of `read_config`
 ) -> Checked:
@@ -268,6 +264,16 @@ def look_at_plates(
     seen = sheet.picture(fig, "The first site: all stains, then each alone")
     return Checked(config["name"], [], notes + told, p, seen=seen, counts=n)
 
+# %% ../nbs/93_study.ipynb #27c805de
+def _channels(table, folder, of_all):  # structure: role: where it comes from, of its first row
+    from integrated_cell.data.checkup import good_rows, taken_as
+    said = {}
+    for _, row in good_rows(table, folder, of_all)[0]:
+        if row["structure"] in said: continue
+        try: said[row["structure"]] = taken_as(row, folder)
+        except BadInput: pass  # it is told among the faults
+    return said
+
 
 def look(
     config: dict,  # of `read_config`
@@ -287,8 +293,7 @@ def look(
     n, why = counts(found, p["test_fraction"], p["seed"])
     if n.train.sum() + n.test.sum(): faults += [why] if why else lacking(config, n)
     elif not faults: faults.append(why or "not one cell can be used, for the reasons that this page gives")
-    channels = _channels(table, folder, of_all) if "structure" in table else {}
-    return Checked(config["name"], faults, _noted(found), p, shape, found, channels, n)
+    return Checked(config["name"], faults, _noted(found), p, shape, found, _channels(table, folder, of_all), n)
 
 # %% ../nbs/93_study.ipynb #db264a3f
 def checked(
@@ -368,10 +373,12 @@ def _verdict(r):
 
 def check_study(
     folder: str | Path,
+    tell: Callable | None = None,  # gets the first faults, a sentence each
 ) -> tuple[Path, bool, str]:  # the page; can a training start? the verdict
     "Read everything and write one page about it"
     from integrated_cell import charts, sheet
     r = checked(folder)
+    for fault in r.faults[:5] if tell else []: tell(fault)
     light = sheet.lights(r.found)
     bright = len(light) and charts.boxes(light, "structure", "bright", "channel", "share of the brightest possible")
     sections = {"To be mended": sheet.listed(r.faults) if r.faults else "",

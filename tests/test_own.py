@@ -508,3 +508,16 @@ def test_a_mask_is_an_image_with_one_channel(tmp_path):
         assert "needs whole numbers" in said(read_labels, tmp_path/"a.tif", (9, 9))
     tifffile.imwrite(tmp_path/"a.tif", np.zeros((9, 9), np.uint8))
     assert "has no voxel" in said(read_labels, tmp_path/"a.tif", (9, 9))
+
+
+def test_a_speck_is_no_cell(tmp_path):
+    from types import SimpleNamespace
+
+    from integrated_cell.integration.own import image_rows, read_cells
+    x = np.zeros((2, 12, 40, 60), np.uint8)
+    x[0, 2:10, 10:30, 10:50], x[1, 4:8, 15:25, 20:40] = 200, 200
+    tifffile.imwrite(tmp_path/"a.tif", x, photometric="minisblack")
+    model = SimpleNamespace(settings=dict(shape=[16, 48, 64], voxel_um=[1., 1., 1.]))
+    rows = {um: image_rows([tmp_path/"a.tif"], axes="CZYX", channels="membrane=0,dna=1", voxel_um=um) for um in ("1,1,1", ".1,.1,.1")}
+    assert len(read_cells(rows["1,1,1"][0], model).cells) == 1
+    with pytest.raises(BadInput, match="6 µm long.*correct the voxel size"): read_cells(rows[".1,.1,.1"][0], model)

@@ -157,7 +157,7 @@ def test_everything_that_is_wrong_stands_on_the_page(mine, cells):
     (lambda root: (root/"config.yaml").write_bytes("chapters: [data] # Größe".encode("latin-1")), "not in UTF-8"),
     (lambda root: (root/"config.yaml").write_text("chapters: [data]\ndata: {sorce: cells.csv}"), "unknown parameter 'sorce'"),
     (lambda root: (root/"cells.csv").write_text("path,structur\na.tif,A\n"), "unknown column 'structur'"),
-    (lambda root: change(root, source="simulated"), "read no table of own images")])
+    (lambda root: change(root, source="simulated"), "read no images of your own")])
 def test_what_stops_the_look_is_said_on_the_page_too(mine, spoil, words):
     spoil(mine)
     page, ready, verdict = study.check_study(mine)
@@ -242,3 +242,16 @@ def test_lines_of_the_template_can_be_taken_into_use(tmp_path):
     (root/"config.yaml").write_text(text.replace("  # voxel_um", "  voxel_um").replace("  # channels", "  channels"))
     said = workflow.read_config(root)["blocks"]["data"]
     assert said["voxel_um"] == "0.29,0.1,0.1" and said["channels"].startswith("membrane=CMDRP")
+
+
+def test_what_is_to_be_mended_is_told_in_the_terminal_and_channels_on_the_page(tmp_path, cells):
+    root = study.new_study(tmp_path/"mine")
+    for k, structure in enumerate(KINDS):  # the same name of a cell under two structures
+        for c, role in enumerate(("mem", "gfp", "dapi")):
+            write(root/"images"/f"{structure.replace(' ', '')}_1_{role}.ome.tif", cells[k][[c]], Channel={"Name": [role]})
+    (root/"cells.csv").write_text('path,channels\nimages/{structure}_{cell}_{channel}.ome.tif,"membrane=mem,structure=gfp,dna=dapi"\n'
+                                  'images/none_{structure}_{cell}_{channel}.ome.tif,"membrane=mem,structure=gfp,dna=dapi"\n')
+    out, err = run(tmp_path, "integrated-cell", "check", "mine", rc=2)
+    page = unescape((root/"check.html").read_text())
+    assert "no file in" in out and "no file in" in page and one_sentence(err)
+    assert page.count("of images/") >= 6, "three channels of each of two structures"

@@ -144,6 +144,13 @@ def test_a_chapter_can_be_read(notebook):
     else: assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("notebook", CHAPTERS, ids=lambda p: p.stem)
+def test_a_parameter_and_what_is_said_of_it_stand_on_one_line_of_110(notebook):
+    said = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    lines = "\n".join("".join(c["source"]) for c in said if "parameters" in c["metadata"].get("tags", [])).splitlines()
+    assert lines and not [line for line in lines if len(line) > 110 and "  # " in line]
+
+
 def test_papermill_reads_every_parameter():
     for notebook in sorted((PROJECT/"nbs/experiments").glob("*.ipynb")):
         assert set(inspect_notebook(str(notebook))) == set(declared(notebook)), notebook.stem

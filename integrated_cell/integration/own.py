@@ -97,6 +97,17 @@ def _as_it_is(stack, voxel_um):
     frame = Frame.of(np.eye(len(shape)), (np.asarray(shape) - 1)/2, voxel_um, shape)
     return Framed(stack, frame, np.ones(shape, bool), np.zeros(len(shape), int))
 
+_LEAST = .2  # of the frame, along Y or X
+
+
+def _filling(framed, to_voxel_um):
+    "A cell of a plausible size: where the voxel size is wrong by ten, a cell is a speck"
+    at, shape = np.argwhere(framed.image[0] > 0), np.array(framed.image.shape[1:])
+    size, um = np.ptp(at, 0) + 1, np.broadcast_to(to_voxel_um, len(shape))
+    if (size/shape)[-2:].max() >= _LEAST: return framed
+    raise LeftOut(f"the cell is {(size*um).max():.2g} µm long, and this model's cells fill frames of "
+                  f"{(shape*um).max():.3g} µm; correct the voxel size, or use a model of smaller cells")
+
 def _prepared(image, shape, to_voxel_um):
     "A cell as the model's cells are; one of their shape and voxel size in 8 bit that has no mask is taken as it is"
     same_size = to_voxel_um is None or np.allclose(image["voxel_um"], to_voxel_um, rtol=.01)
@@ -106,7 +117,7 @@ def _prepared(image, shape, to_voxel_um):
     if to_voxel_um is None:
         raise BadInput("the model does not say the voxel size it was trained at; "
                        f"give images of its shape {tuple(shape)} in 8 bit")
-    try: return framed_cell(**image, to_voxel_um=to_voxel_um, shape=tuple(shape))
+    try: return _filling(framed_cell(**image, to_voxel_um=to_voxel_um, shape=tuple(shape)), to_voxel_um)
     except DoesNotFit as e:
         raise LeftOut(f"{str(e).split(';')[0]}; this model cannot take it, "
                       "leave the cell out or use a model of a larger field") from e
