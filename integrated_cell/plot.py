@@ -83,8 +83,8 @@ def overlay(
     return np.clip(np.einsum("chw,ck->hwk", lit, colour), 0, 1)
 
 # %% ../nbs/02_plot.ipynb #713a7011
-def _line(flat: np.ndarray) -> np.ndarray:  # (H, W) -> (H, W) booleans: the rim of what is bright, holes filled
-    if flat.max() <= flat.min(): return np.zeros(flat.shape, bool)
+def _line(flat: np.ndarray, least: float = 0) -> np.ndarray:  # (H, W) -> booleans: the rim of what is bright
+    if flat.max() <= max(flat.min(), least): return np.zeros(flat.shape, bool)
     inside = ndimage.binary_fill_holes(flat > threshold_otsu(flat))
     return inside & ~ndimage.binary_erosion(inside, border_value=1)
 
@@ -97,7 +97,9 @@ def outlined(
 ) -> np.ndarray:  # (H, W, 3) RGB in [0, 1]
     "Some channels filled in their colours, others as lines around them"
     x, lines = np.array(x), [k for k, c in enumerate(channels) if c in outline]
-    rims = [(COLOURS[channels[k]], _line(x[k].astype(np.float32))) for k in lines]
+    top = np.broadcast_to(0 if kwargs.get("limits") is None else kwargs["limits"], len(x))
+    least = .1*top*(255 if x.dtype == np.uint8 else 1)  # a plane beside a nucleus shows noise, and no nucleus
+    rims = [(COLOURS[channels[k]], _line(x[k].astype(np.float32), least[k])) for k in lines]
     x[lines] = 0
     rgb = overlay(x, channels, **kwargs)
     for colour, rim in rims: rgb[rim] = np.array(colour)*.85
