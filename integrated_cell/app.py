@@ -22,7 +22,10 @@ def pairs(
     "key=value of the command line"
     for s in said:
         if "=" not in s: raise BadInput(f"'{s}' is not key=value; write for example n_epochs=3")
-    return {k: yaml.safe_load(v) for k, v in (s.split("=", 1) for s in said)}
+    both = [s.split("=", 1) for s in said]
+    twice = next((k for i, (k, _) in enumerate(both) if k in [name for name, _ in both[:i]]), None)
+    if twice: raise BadInput(f"-p {twice} is given twice; give it once")
+    return {k: yaml.safe_load(v) for k, v in both}
 
 # %% ../nbs/96_app.ipynb #2f40d35e
 def _conditional(a, do):  # of the model that is named: the phase-2 network, its prior, what it is

@@ -56,7 +56,7 @@ def listed(
 def contact(
     cells: Sequence[np.ndarray],  # (3, *s) uint8, prepared
     names: Sequence[str],  # of the cells
-    voxel_um: Sequence[float],
+    voxel_um: Sequence[float] | None,  # None: no scale bar
 ):  # a figure
     "A contact sheet: a column a cell; all channels, then each alone"
     def dimmed(x, by): return (x*np.reshape(by, (-1, *[1]*(x.ndim - 1)))).astype(np.uint8)

@@ -338,12 +338,14 @@ def _seen(r):  # html: a contact sheet a structure
     from integrated_cell import sheet
     text = ""
     for structure in dict.fromkeys(f.structure for f in r.found):
-        shown = [f for f in r.found if f.structure == structure and f.image is not None][:6]
+        some = [f for f in r.found if f.structure == structure and f.image is not None]
+        shown = ([f for f in some if f.fits] or some)[:6]
         if not shown: continue
         from_where = r.channels.get(structure, {})
         taken = "".join(f'<span class="taken">{sheet.dot(role)}: {sheet.html.escape(said)}</span>'
                         for role, said in from_where.items())
-        um = (r.values["to_voxel_um"],)*len(r.shape)
+        um = (r.values["to_voxel_um"],)*len(r.shape) if shown[0].fits else None
+        if um is None: taken += "None of these cells fits the shape; they are drawn smaller here."
         fig = sheet.contact([f.image for f in shown], [f.cell_id for f in shown], um)
         text += f"<h3>{sheet.html.escape(structure)}</h3><p>{taken}</p>"
         text += sheet.picture(fig, f"Cells of {structure}: all channels, then each alone")
@@ -367,7 +369,8 @@ def _verdict(r):
     n, cost = r.counts, r.cost
     if "sites" in n: return f"Training can start: {n.sites.sum()} sites, {len(n)} mechanisms with the untreated one."
     if cost is None: return f"Training can start: {n.train.sum()} pictures to learn from, {n.test.sum()} to test with."
-    takes = f", about {span(60*cost.minutes.sum())} and {cost.gib.max():.1f} GiB on this machine" if len(cost) else ""
+    time = f"about {span(60*cost.minutes.sum())} of training" if len(cost) else ""
+    takes = f"; {time}, beside the other chapters, and {cost.gib.max():.1f} GiB on this machine" if time else ""
     return (f"Training can start: {n.train.sum()} cells of {(n.train > 0).sum()} structures to learn from, "
             f"{n.test.sum()} to test with{takes}.")
 

@@ -22,7 +22,7 @@ import yaml
 from .inputs import keep_inputs, kept_inputs, sign_of, snapshot
 from .parameters import CHECKOUT, declared, run_name, taken
 from .prose import fill_notebook, numbers
-from .results import BadInput, alone, process, write_json
+from .results import BadInput, alone, process, require_free, write_json
 from .training.progress import telling
 
 # %% ../nbs/92_workflow.ipynb #661d7c3f
@@ -319,6 +319,7 @@ def run_chapter(
     out = home/values["results"]/chapter
     if process()[0]: help_train(notebook, values, home); return out
     how = dict(cwd=str(home), progress_bar={"desc": chapter}, extra_arguments=["--log-level=ERROR"])
+    require_free(out.parent)  # which `integrated-cell run` holds
     with alone(out):
         unmark(out)
         began = files_of(root, home, out, values)

@@ -262,6 +262,15 @@ def test_codes_and_back(wide, tmp_path, capsys):
         assert one_sentence(err := capsys.readouterr().err) and words in err, err
 
 
+def test_a_place_that_cannot_be_and_codes_that_are_not_there(wide, tmp_path, capsys):
+    assert main(["draw", str(wide), "--out", "/proc/of_nobody", "-n", "1"]) == 2
+    assert one_sentence(err := capsys.readouterr().err) and "/proc/of_nobody cannot be made; give another place" in err, err
+    assert main(["decode", str(wide), str(tmp_path/"z.npy"), "--out", str(tmp_path/"d")]) == 2
+    assert one_sentence(err := capsys.readouterr().err) and "z.npy: no such file" in err, err
+    assert main(["chapter", "data", "--config", "config/quick.yaml", "-p", "seed=1", "-p", "seed=2"]) == 2
+    assert one_sentence(err := capsys.readouterr().err) and "-p seed is given twice" in err, err
+
+
 def test_codes_of_a_path_without_images(wide, tmp_path):
     np.save(tmp_path/"walk.npy", np.zeros((2, 4)))
     assert main(["decode", str(wide), str(tmp_path/"walk.npy"), "--out", str(tmp_path/"out")]) == 0

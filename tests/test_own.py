@@ -328,7 +328,7 @@ def test_two_images_stay_two(tmp_path):
     cells = prepare_table(tmp_path/"cells.csv", None, *ROOM, test_fraction=0)
     assert list(cells.table.cell_id) == ["x/2024.01.05_cell1", "y/2024.01.05_cell1"]
     (tmp_path/"cells.csv").write_text("path,structure\nx/2024.01.05_cell1.ome.tif,a\nx/2024.01.05_cell1.ome.tif,b\n")
-    assert "appears twice, in rows 1 and 2" in said(prepare_table, tmp_path/"cells.csv", None, *ROOM)
+    assert "rows 1 and 2 of the table are the same cell" in said(prepare_table, tmp_path/"cells.csv", None, *ROOM)
 
 
 def test_one_image_is_not_two_cells(tmp_path):

@@ -227,11 +227,13 @@ def test_ctrl_c_ends_in_one_sentence(mine):
 
 def test_a_second_run_waits_outside(tmp_path):
     from integrated_cell.results import BadInput, alone
+    from integrated_cell.workflow import run_chapter
     root = study.new_study(tmp_path/"mine")
     code = "import sys, time\nfrom integrated_cell.results import alone\nwith alone(sys.argv[1]): print('in', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, str(root/"results")], env=ENV, stdout=subprocess.PIPE)
     other.stdout.readline()
     with pytest.raises(BadInput, match=f"process {other.pid} is at work there"): study.run_study(root)
+    with pytest.raises(BadInput, match=f"process {other.pid} is at work there"): run_chapter("data", root)
     other.kill(); other.wait()
     with alone(root/"results"): pass
 

@@ -11,6 +11,7 @@ import csv
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -141,14 +142,16 @@ def _require_apart(rows):
     "No two rows have one name, or are the same cell of the same image"
     image, ids, seen = ("path", "membrane_path", "structure_path", "dna_path", "scene", "cell_mask", "label"), {}, {}
     for k, row in enumerate(rows, 1):
+        of_group = ("structure", "channels") if row.get("group") else ()  # never parted, so two structures may be told
+        j = seen.setdefault(tuple(map(row.get, (*image, "group", *of_group))), k)
+        if j < k:
+            raise BadInput(f"rows {j} and {k} of the table are the same cell of the same image; say which cells they "
+                           "are in cell_mask and label, give two structures of one cell a group of its own (group), "
+                           "or leave one row out")
         j = ids.setdefault(row["cell_id"], k)
         if j < k:
             raise BadInput(f"cell id '{row['cell_id']}' appears twice, in rows {j} and {k} of the table; "
                            "give every cell an id of its own (cell_id), or leave one row out")
-        j = seen.setdefault(tuple(map(row.get, image)), k)
-        if j < k:
-            raise BadInput(f"rows {j} and {k} of the table are the same cell of the same image; say which cells they "
-                           "are in cell_mask and label, or leave one row out")
 
 # %% ../../nbs/29_data.own.ipynb #d5c8a956
 def with_ids(
@@ -203,6 +206,14 @@ def of_pattern(
             for fields, files, _ in images]
 
 # %% ../../nbs/29_data.own.ipynb #3a14c12f
+def _told_apart(rows, by_fields):
+    "Patterns that give one name to cells of two structures: the structure stands before it"
+    names = Counter(row.get("cell_id") for row in rows)
+    for row, so in zip(rows, by_fields):
+        if so and names[row["cell_id"]] > 1 and row.get("structure"):
+            row["cell_id"] = f"{row['structure']}_{row['cell_id']}"
+    return rows
+
 def checked_rows(
     table: pd.DataFrame,  # of a person
     folder: str | Path = "",  # that its paths are relative to
@@ -214,7 +225,7 @@ def checked_rows(
     _check_columns(list(table.columns), "structure" in wanted and not by_path)
     of_all = {k: v for k, v in of_all.items() if v}
     said = [{k: _text(v) for k, v in row.items()} for row in table.to_dict("records")]
-    rows = []
+    rows, by_fields = [], []
     for k, row in enumerate(said, 1):
         row = row | {c: v for c, v in of_all.items() if not row.get(c)}
         try:
@@ -222,7 +233,8 @@ def checked_rows(
             for one in each: check_row(one, wanted)
         except BadInput as e: raise BadInput(f"row {k} of the table {e}") from e
         rows += each
-    for row in with_ids(rows):
+        by_fields += [is_pattern(row.get("path")) and not row.get("cell_id")]*len(each)
+    for row in with_ids(_told_apart(rows, by_fields)):
         if "group" in row: row["group"] = row["group"] or row["cell_id"]
     return rows
 

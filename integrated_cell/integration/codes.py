@@ -69,6 +69,7 @@ def _read_table(path):
 
 def _read_array(path):
     try: z_r = np.atleast_2d(np.load(path, allow_pickle=False)).astype(np.float32)
+    except FileNotFoundError as e: raise BadInput(f"{path}: no such file; give a .npy with one z_r a row") from e
     except (OSError, ValueError, EOFError) as e:
         raise BadInput(f"{path}: not a .npy file of numbers ({str(e).splitlines()[0]}); "
                        "write one with numpy.save") from e
