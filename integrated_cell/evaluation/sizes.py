@@ -22,6 +22,7 @@ from .correlation import spearman
 from .metrics import image_correlation, in_batches
 from .truth import against_truth, by_structure
 from ..integration import conditional
+from ..integration.integrate import likely_first
 from ..integration.prior import Flow, Normal, fit_flow
 from ..integration.reference import Reference, optimisers
 from ..results import BadInput, write_json
@@ -96,8 +97,8 @@ def at_size(
     seed, size, rows = judged["seed"], fixed["batch_size"], np.array(judged["rows"])
     model = _trained(reference, cells, own, folder, fixed, seed, device)
     priors = _priors(model, cells, own, folder/"prior", size, judged["n_epochs_flow"], seed)
-    truth = {p: against_truth(model, priors[p].to(device), cells, rows, samples, judged["n_samples"], seed)
-             for p in judged["priors"].split(",")}
+    def drawn(p): return likely_first(model, priors[p].to(device), cells, rows, judged["n_samples"], seed)
+    truth = {p: against_truth(drawn(p), cells, rows, samples) for p in judged["priors"].split(",")}
     found = dict(settings=wanted, truth={p: t.to_dict("list") for p, t in truth.items()})
     return write_json(kept, found | _on_all(model, cells, own, size, device)) | {"trained": True}
 

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -20,12 +21,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
-from torch import nn
 
 from ..claims import from_draws
 from ..data.cells import CHANNELS_R, Cells
-from ..integration.conditional import Conditional, encode_shape
-from ..integration.integrate import decode
 from ..results import BadInput, whole
 from ..simulation.stem import PHOTONS, camera, resample_structure
 from .correlation import spearman
@@ -149,27 +147,25 @@ def compare(
                 variation=sample_variation(x_hat, ridge) if len(x_hat) > 1 else np.nan)
 
 # %% ../../nbs/71_evaluation.truth.ipynb #7a7f4dcf
+def _photographed(x, seed):
+    "True samples (n, *shape) as a camera shows them, in [0, 1]"
+    return camera(np.asarray(x, np.float32)/255, PHOTONS[1], np.random.default_rng(seed)).astype(np.float32)/255
+
 def against_truth(
-    model: Conditional,  # in eval mode
-    prior: nn.Module,  # of `open_prior`
-    cells: Cells,  # the store; the model sees membrane and DNA as observed
+    draw: Callable,  # (cell, structure) -> stream of (b, *shape) images, the most probable one first, then samples
+    cells: Cells,  # the store
     rows: np.ndarray,  # (n_cells,) of `open_samples`, or some of them
     samples: np.ndarray,  # (n_cells, K, n, *shape) uint8, true samples of these cells
-    n: int = 200,  # model samples of a structure in a cell
-    seed: int = 0,  # of the noise
-    batch_size: int = 64,  # images decoded at once
     ridge: float = .01,  # see `compare`
+    observed: bool = False,  # are draws as a camera shows a cell, with its grain? Then the truth is seen by it too
 ) -> pd.DataFrame:  # a row a cell and structure, cells first: row, structure, stage, and the numbers of `compare`,
     # with error_most_probable and variation_truth
-    "The mean over z_s, the most probable image, the samples and their variation, against true samples"
-    z_r, table = encode_shape(model, cells, rows, batch_size), []
-    u_s = torch.randn(n, model.settings["n_latent_s"], generator=torch.Generator().manual_seed(seed))
-    u_s = torch.cat([0*u_s[:1], u_s])  # the most probable first
+    "The mean over draws, the most probable image, the samples and their variation, against true samples"
+    table = []
     for i, row in enumerate(rows):
         for c, structure in enumerate(cells.classes):
-            x = np.asarray(samples[i, c])
-            y = torch.full((n + 1,), c)
-            x_hat = decode(model, prior, z_r[i].expand(n + 1, -1), y, u_s, batch_size=batch_size).numpy()
+            x = _photographed(samples[i, c], [int(row), c]) if observed else np.asarray(samples[i, c])
+            x_hat = np.concatenate([images.cpu().numpy() for images in draw(i, c)])
             at = dict(row=int(row), structure=structure, stage=cells.table.stage.iloc[row])
             table.append(dict(**at, **compare(x_hat[1:], x, ridge),
                               error_most_probable=mean_error(x_hat[:1], x), variation_truth=sample_variation(x, ridge)))
