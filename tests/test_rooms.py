@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-NOTEBOOKS = sorted((Path(__file__).parents[1]/"nbs").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[1]/"nbs").glob("[0-9][0-9][0-9]_*.ipynb"))
 
 
 def cells(path, export):
@@ -25,7 +25,7 @@ IMPORTED = {name: imported(path) for name, path in ROOMS.items()}
 
 
 def test_a_room_imports_only_rooms_before_it():
-    number = {name: int(path.name[:2]) for name, path in ROOMS.items()}
+    number = {name: int(path.name[:3]) for name, path in ROOMS.items()}
     for name in ROOMS:
         used = {room for room in ROOMS for what in IMPORTED[name] if f"{what}.".startswith(f"{room}.")}
         later = {room for room in used if number[room] >= number[name]}
