@@ -41,6 +41,7 @@ class FlowMatching(nn.Module):
         self.net, self.ema = nets[0], nets[1].requires_grad_(False)
         self.ema.load_state_dict(self.net.state_dict())
         self.register_buffer("mean", torch.zeros(n_channels)); self.register_buffer("sd", torch.ones(n_channels))
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.long))  # of training so far
 
     def scale(self, x: Tensor) -> Tensor:  # (n, c, *shape) grey values in [0, 1] to mean 0, sd 1
         to = [-1] + [1]*(x.ndim - 2)
@@ -82,7 +83,8 @@ def step(
     loss = (v - (x_1 - x_0)).square().mean()
     descend(fabric, nets["net"], opts["net"], loss)
     with torch.no_grad():
-        share = 1 - model.settings["decay"]
+        share = max(1 - model.settings["decay"], 9/(10 + int(model.n_steps)))  # of few steps, the last ones count
+        model.n_steps += 1
         for mean, now in zip(model.ema.parameters(), model.net.parameters()): mean.lerp_(now, share)
     return {"loss_v": loss.detach()}
 
