@@ -169,6 +169,7 @@ def views_of_cells(
     cells,  # Cells that they are of: channels, pixel size
     models: Mapping,  # name: a trained CytoGan
     scale_by: str = "plate",  # column by whose controls features are centred; empty: all together
+    more: Mapping[str, np.ndarray] | None = None,  # name: (n, d), other profiles of these cells
 ) -> dict[str, np.ndarray]:  # name: (n, d); position is not scaled
     "Position, brightness, features by hand, known truth and profiles of models, for the same cells"
     from integrated_cell.profiling.cytogan import profile_cells  # loads torch
@@ -178,6 +179,7 @@ def views_of_cells(
     views["by hand"] = measure(images, cells.voxel_um and cells.voxel_um[-1]).to_numpy(float)
     if true := [c for c in table if c.startswith("true_")]: views["true parameters"] = table[true].to_numpy(float)
     views |= {name: profile_cells(model, images, np.arange(len(table))) for name, model in models.items()}
+    views |= more or {}
     with warnings.catch_warnings():  # features that do not vary, e.g. dead units, are set to 0
         warnings.simplefilter("ignore")
         for name, x in views.items():
