@@ -62,7 +62,8 @@ def _about(folder: Path) -> About:  # read and checked
 # %% ../nbs/950_models.ipynb #1899f4c2
 HOME = Path(integrated_cell.__file__).resolve().parent.parent/"models"  # of this checkout
 ROOMS = dict(Reference="integration.reference", Conditional="integration.conditional", Flow="integration.prior",
-             Gan="synthesis.gan", CytoGan="profiling.cytogan")  # where each class is defined
+             Gan="synthesis.gan", CytoGan="profiling.cytogan", FlowMatching="integration.flow_matching",
+             Viewer="profiling.views")  # where each class is defined
 
 
 class Kept(dict):
