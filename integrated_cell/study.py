@@ -153,6 +153,15 @@ def new_study(
     return folder
 
 # %% ../nbs/930_study.ipynb #57f27cb9
+def _values(config, chapter):  # all of them
+    return declared(config["root"]/"nbs/experiments"/f"{chapter}.ipynb") | parameters(config, chapter)
+
+def _prior_lacks(held_out, n):  # of n training cells the chapter prior holds some out
+    from integrated_cell.integration.prior import FEWEST
+    if n - max(1, round(held_out*n)) >= FEWEST: return []
+    return [f"the chapter prior needs {FEWEST} training cells beside those that it holds out and there are {n} in all; "
+            "add cells, or take the chapter and its block out of config.yaml"]
+
 def needed(
     notebook: Path,  # of a chapter
 ) -> tuple[int, int]:  # held-out cells, and classes, at least
@@ -172,6 +181,7 @@ def lacking(
 ) -> list[str]:  # a sentence for each chapter that could not do its work
     "Which chapters have too few cells or structures"
     said, some = [], n[n.train + n.test > 0]
+    if "prior" in config["chapters"]: said += _prior_lacks(_values(config, "prior")["held_out"], int(n.train.sum()))
     for c in config["chapters"]:
         held_out, classes = needed(config["root"]/"nbs/experiments"/f"{c}.ipynb")
         if n.test.sum() < held_out:
@@ -199,9 +209,7 @@ class Checked:
     counts: pd.DataFrame | None = None
     cost: pd.DataFrame | None = None  # of `trial.training_cost`
     seen: str = ""  # html: what pairs and plates look like
-
-def _values(config, chapter):  # all of them
-    return declared(config["root"]/"nbs/experiments"/f"{chapter}.ipynb") | parameters(config, chapter)
+    unnamed: list = field(default_factory=list)  # of files that do not name their channels, a sentence
 
 def _plans(config):  # of `trial.training_cost`
     of = {c: _values(config, c) for c in ("reference", "conditional") if c in config["chapters"]}
@@ -275,12 +283,20 @@ def _channels(table, folder, of_all):  # structure: role: where it comes from, o
     return said
 
 
+def _unnamed(channels):  # which of them are taken by their place alone
+    from integrated_cell.data.checkup import BY_PLACE
+    by_place = [s for s, of in channels.items() if any(BY_PLACE in said for said in of.values())]
+    if not by_place: return []
+    return [f"the files of {', '.join(by_place)} do not name their channels, so 0 is taken for the membrane, 1 for the "
+            "structure and 2 for the DNA; look at the page, and where that is wrong say it in channels"]
+
 def look(
     config: dict,  # of `read_config`
 ) -> Checked:
     "Read everything that a study names"
     from integrated_cell.data.checkup import counts, look_at_all
     from integrated_cell.data.own import read_table
+    from integrated_cell.data.stack import require_shape
     for chapter, source, other in (("yeast", "lin_yeast", look_at_pairs), ("screen", "bbbc021", look_at_plates)):
         if chapter in config["chapters"] and _values(config, chapter)["source"] == source: return other(config)
     p = _values(config, "data") if "data" in config["chapters"] else {}
@@ -288,12 +304,15 @@ def look(
         raise BadInput(f"{config['path']}: its chapters read no images of your own; name a table as source of data")
     table, folder = read_table(p["source"]), Path(p["source"]).parent
     shape = tuple(int(s) for s in (p["shape"] or "16,24,32").split(","))
+    require_shape(shape)
     of_all = {k: p[k] for k in ("channels", "axes", "scene", "voxel_um")}
     found, faults = look_at_all(table, folder, p["to_voxel_um"], shape, **of_all)
     n, why = counts(found, p["test_fraction"], p["seed"])
     if n.train.sum() + n.test.sum(): faults += [why] if why else lacking(config, n)
     elif not faults: faults.append(why or "not one cell can be used, for the reasons that this page gives")
-    return Checked(config["name"], faults, _noted(found), p, shape, found, _channels(table, folder, of_all), n)
+    channels = _channels(table, folder, of_all)
+    unnamed = _unnamed(channels)
+    return Checked(config["name"], faults, _noted(found), p, shape, found, channels, n, unnamed=unnamed)
 
 # %% ../nbs/930_study.ipynb #db264a3f
 def checked(
@@ -381,7 +400,7 @@ def check_study(
     "Read everything and write one page about it"
     from integrated_cell import charts, sheet
     r = checked(folder)
-    for fault in r.faults[:5] if tell else []: tell(fault)
+    for said in [*r.faults[:5], *r.unnamed] if tell else []: tell(said)
     light = sheet.lights(r.found)
     bright = len(light) and charts.boxes(light, "structure", "bright", "channel", "share of the brightest possible")
     sections = {"To be mended": sheet.listed(r.faults) if r.faults else "",
@@ -389,7 +408,7 @@ def check_study(
                 "How many": sheet.tabled(r.counts) if r.counts is not None and len(r.counts) else "",
                 "Do they fit?": _fit(r),
                 "How bright": sheet.picture(bright, "Brightness of each channel by structure") if bright else "",
-                "To be known": sheet.listed(r.notes) if r.notes else "", "Time and memory here": _cost(r)}
+                "To be known": sheet.listed(r.unnamed + r.notes) if r.unnamed + r.notes else "", "Time and memory here": _cost(r)}
     page = sheet.write_page(Path(folder)/"check.html", f"Check of {r.name}", not r.faults, _verdict(r), sections)
     return page, not r.faults, _verdict(r)
 

@@ -61,7 +61,7 @@ def planned(root):
     out, err = run(root, sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--snakefile", PROJECT/"Snakefile", "--directory", root,
                    "--cores", 1, "--config", "file=config.yaml")
     table = [line.split() for line in (out + err).splitlines()]
-    return {line[0] for line in table if len(line) == 2 and line[1].isdigit()} - {"total", "book"}
+    return {line[0] for line in table if len(line) == 2 and line[1].isdigit()} - {"total", "all", "book"}
 
 
 # ------------------------------------------------------------------------------------------------ new
@@ -190,6 +190,9 @@ def test_a_study_runs_where_it_lies_and_can_be_moved(mine, tmp_path):
     assert planned(there) == {"data"}
     run(there, "integrated-cell", "chapter", "data", "--config", ".")
     assert Cells.open(there/"results/data/cells").provenance["content"] != first and planned(there) == set()
+    run(there, "integrated-cell", "book", "--config", ".")
+    (there/"results/data/metrics.json").unlink()  # and the book still stands
+    assert planned(there) == {"data"}
 
 
 def test_a_runs_file_lies_in_a_study_or_in_the_project(mine):

@@ -210,7 +210,7 @@ def _told_apart(rows, by_fields):
     "Patterns that give one name to cells of two structures: the structure stands before it"
     names = Counter(row.get("cell_id") for row in rows)
     for row, so in zip(rows, by_fields):
-        if so and names[row["cell_id"]] > 1 and row.get("structure"):
+        if so and row["cell_id"] and names[row["cell_id"]] > 1 and row.get("structure"):
             row["cell_id"] = f"{row['structure']}_{row['cell_id']}"
     return rows
 

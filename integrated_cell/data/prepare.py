@@ -19,7 +19,7 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from .cells import Cells, check_place
-from .stack import LeftOut, framed_cell, judge_labels, own_nuclei, subtract_background
+from .stack import LeftOut, framed_cell, judge_labels, own_nuclei, require_shape, subtract_background
 from .workers import crew, in_turn
 from ..results import BadInput
 
@@ -77,6 +77,7 @@ def prepare_store(
 ) -> Cells:  # provenance["left_out"] lists the cells that cannot be used; the table holds each `stack.Frame`
     "A store of many cells, each prepared like any other (section 3.1)"
     if path is not None: check_place(path)
+    require_shape(shape)
     jobs, workers = ((row, image, to_voxel_um, shape) for row, image in items), crew(workers, n or _MANY)
     voxel_um = [float(v) for v in np.broadcast_to(to_voxel_um, len(shape))]
     with _waiting_room(path) as f:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['subtract_background', 'segment', 'pose', 'Frame', 'LeftOut', 'DoesNotFit', 'place', 'judge_labels', 'is_cut',
-           'own_nuclei', 'Framed', 'framed_cell', 'prepare_cell', 'square_pixel']
+           'own_nuclei', 'Framed', 'require_shape', 'framed_cell', 'prepare_cell', 'square_pixel']
 
 # %% ../../nbs/150_data.stack.ipynb #116e2095
 import math
@@ -272,6 +272,16 @@ class Framed(NamedTuple):
     corner: np.ndarray  # (d,) where this box begins in the image
 
 # %% ../../nbs/150_data.stack.ipynb #19183430
+def require_shape(
+    shape: Sequence[int],  # of prepared cells
+) -> None:
+    "One sentence for a shape that no prepared cell can have"
+    if len(shape) not in (2, 3):
+        raise BadInput(f"shape {','.join(map(str, shape))} has {len(shape)} numbers; give Z,Y,X, or Y,X for flat cells")
+    if math.prod(shape) > 2**28:
+        raise BadInput(f"shape {','.join(map(str, shape))} has {math.prod(shape):,} voxels a cell; "
+                       "take fewer, and larger ones (to_voxel_um)")
+
 def framed_cell(
     stack: np.ndarray,  # (c, *s) membrane first, dna last, grey values as the microscope gives them
     voxel_um: Sequence[float],  # its voxel size, (Z,) Y, X

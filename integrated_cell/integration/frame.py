@@ -76,7 +76,7 @@ def _signed(red, green, blue):
     "A colour as OME keeps it: RGBA in 32 bits with a sign"
     return int(np.array(red << 24 | green << 16 | blue << 8 | 255, np.uint32).view(np.int32))
 
-def _write_tiff(path, image, channels, voxel_um):
+def _write_tiff(path, image, channels, voxel_um, name):
     import tifffile
     of_channels = {"Name": list(channels), "Color": [_signed(*c) for c in colours(channels)]}
     about = {"axes": "CZYX" if image.ndim == 4 else "CYX", "Channel": of_channels}
@@ -85,7 +85,7 @@ def _write_tiff(path, image, channels, voxel_um):
     how = dict(ome=True, metadata=about, compression="zlib", photometric="minisblack", bigtiff=image.nbytes > 2**31)
     tifffile.imwrite(path, image, **how)
 
-def _write_zarr(path, image, channels, voxel_um):
+def _write_zarr(path, image, channels, voxel_um, name):
     import zarr
     group, axes = zarr.open_group(path, mode="w"), "zyx"[-(image.ndim - 1):]
     group.create_array("0", data=image, chunks=(1, *image.shape[1:]), config={"write_empty_chunks": True})
@@ -97,7 +97,7 @@ def _write_zarr(path, image, channels, voxel_um):
              for name, c in zip(channels, colours(channels))]
     data = [dict(path="0", coordinateTransformations=scale)]
     group.attrs["ome"] = dict(version="0.5", omero=dict(channels=shown),
-                              multiscales=[dict(name=Path(path).stem, axes=known, datasets=data)])
+                              multiscales=[dict(name=name, axes=known, datasets=data)])
 
 # %% ../../nbs/580_integration.frame.ipynb #5fba2946
 FORMATS = ".ome.tif", ".ome.zarr"
@@ -112,5 +112,6 @@ def write_ome(
     if image.shape[0] != len(channels):
         raise BadInput(f"{path}: {image.shape[0]} channels but {len(channels)} names; give one a channel")
     write = _write_zarr if str(path).endswith(".zarr") else _write_tiff
-    with whole(path) as part: write(part, image, channels, voxel_um)
+    name = Path(path).name.removesuffix(".ome.zarr").removesuffix(".ome.tif")
+    with whole(path) as part: write(part, image, channels, voxel_um, name)
     return Path(path)
