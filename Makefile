@@ -42,8 +42,8 @@ test: env ## all tests: the lesson cells of the library notebooks, then tests/
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$each} nbdev_test --path nbs --n_workers $(CORES)
 	pytest -q tests
 
-bench: env ## the benchmarks, each with its numbers (never timed tests)
-	@for b in $(filter-out bench/as_published.py bench/record.py,$(wildcard bench/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+bench: env ## measure this machine, the important first, and go on when called again (DEVICE=gpu MINUTES=10 CARD=name)
+	@$(BIN)/python bench/measure.py $(DEVICE:%=--device %) $(MINUTES:%=--minutes %) $(CARD:%=--card %)
 
 read: env ## build the book of the kept chapters (book/published) without executing anything
 	@integrated-cell read

@@ -1,4 +1,4 @@
-# The order of a run. One rule a chapter, made from book/chapters.yaml; `integrated-cell chapter` is the only caller of papermill.
+# The order of a run. One rule a chapter, made from book/chapters.yaml; `python -m integrated_cell chapter` is the only caller of papermill.
 #   snakemake --cores 2 --config run=quick        (make book CONFIG=quick says the same)
 #   snakemake --cores 2 --snakefile Snakefile --directory my_study --config file=config.yaml    (integrated-cell run my_study)
 # A chapter runs again when its notebook, its block in the run's file, a person's file that this names or a chapter before it changed,
