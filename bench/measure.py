@@ -118,6 +118,7 @@ def main():
     said.add_argument("--aims", type=Path, default=BENCH/"aims.csv", help="another table; then only its commands are run")
     said.add_argument("--again", action="store_true", help="measure anew what was measured")
     a = said.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends what it runs
     try: device, card, env = chosen(a.device, a.card)
     except BadInput as e: sys.exit(f"{e}")
     asked = asked_here(device, a.aims, BENCH if a.aims == BENCH/"aims.csv" else BENCH/"none")
