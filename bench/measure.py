@@ -124,7 +124,8 @@ def main():
     asked = asked_here(device, a.aims, BENCH if a.aims == BENCH/"aims.csv" else BENCH/"none")
     folder = BENCH/"results"/card
     if a.again: (folder/"commands.csv").unlink(missing_ok=True)
-    done = measure(asked, folder, a.minutes, env=env)
+    try: done = measure(asked, folder, a.minutes, env=env)
+    except KeyboardInterrupt: sys.exit("stopped; call again to go on")
     tell(asked, done)
     sys.exit(any(done[c]["state"] == "failed" for c in asked if c in done))
 
