@@ -3,14 +3,16 @@ CONFIG ?= quick
 CORES  ?= 2
 PROFILE ?=
 FROM   ?=
-PYTHON ?= python3.11
+PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; done)
 PIP    ?=
+EXTRAS ?= dev,book,workflow
+CONSTRAINTS ?= constraints.txt
 BIN    := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test bench read publish clean
+.PHONY: help env python wheels book test bench read publish clean
 
 help: ## this list
 	@echo "make TARGET [CONFIG=quick|real|truth|paper] [CORES=2] [FROM=models] [PROFILE=profiles/slurm]"
@@ -18,11 +20,18 @@ help: ## this list
 
 env: .venv/ready ## set up .venv with the versions of constraints.txt (PIP="--index-url ..." for another source)
 
-.venv/ready: settings.ini setup.py constraints.txt
-	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name it with PYTHON=..." >&2; exit 2; }
+.venv/ready: settings.ini setup.py $(CONSTRAINTS) | python
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(PIP) -c constraints.txt -e ".[dev,book,workflow]"
+	$(BIN)/python -m pip install --quiet $(PIP) -c $(CONSTRAINTS) -e ".[$(EXTRAS)]"
 	@touch $@
+
+python:
+	@test -n "$(PYTHON)" && command -v $(PYTHON) > /dev/null || \
+	{ echo "$(or $(PYTHON),Python) not found: install Python 3.11, 3.12 or 3.13, or name it with PYTHON=..." >&2; exit 2; }
+
+wheels: python ## gather all packages in wheels/, for a machine without internet; there: make env PIP="--no-index --find-links wheels"
+	$(PYTHON) -m pip wheel --quiet $(PIP) -w wheels -c $(CONSTRAINTS) ".[$(EXTRAS)]" "setuptools>=64" wheel
+	rm -f wheels/integrated_cell-*.whl  # the node installs this folder
 
 book: env ## run a config's chapters, those that changed, and build its book; prints where it stands
 	@snakemake --quiet all $(if $(PROFILE),--profile $(PROFILE),--cores $(CORES)) --rerun-incomplete --config run=$(CONFIG) $(if $(FROM),from=$(FROM))
@@ -33,8 +42,8 @@ test: env ## all tests: the lesson cells of the library notebooks, then tests/
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$each} nbdev_test --path nbs --n_workers $(CORES)
 	pytest -q tests
 
-bench: env ## the benchmarks, each with its numbers (never timed tests)
-	@for b in $(filter-out bench/as_published.py bench/record.py,$(wildcard bench/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+bench: env ## measure this machine, the important first, and go on when called again (DEVICE=gpu MINUTES=10 CARD=name)
+	@$(BIN)/python bench/measure.py $(DEVICE:%=--device %) $(MINUTES:%=--minutes %) $(CARD:%=--card %)
 
 read: env ## build the book of the kept chapters (book/published) without executing anything
 	@integrated-cell read

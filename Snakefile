@@ -1,4 +1,4 @@
-# The order of a run. One rule a chapter, made from book/chapters.yaml; `integrated-cell chapter` is the only caller of papermill.
+# The order of a run. One rule a chapter, made from book/chapters.yaml; `python -m integrated_cell chapter` is the only caller of papermill.
 #   snakemake --cores 2 --config run=quick        (make book CONFIG=quick says the same)
 #   snakemake --cores 2 --snakefile Snakefile --directory my_study --config file=config.yaml    (integrated-cell run my_study)
 # A chapter runs again when its notebook, its block in the run's file, a person's file that this names or a chapter before it changed,
@@ -6,6 +6,7 @@
 # `integrated-cell again CHAPTER` asks for it. Weights and checkpoints are no declared outputs, so that a training that was stopped
 # goes on where it was. Reading this file changes nothing.
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ try:
 except BadInput as e:
     print(e, file=sys.stderr)
     sys.exit(2)
+PYTHON = shlex.quote(sys.executable)  # no console script is needed
 OUT, ROOT = run["results"], Path(os.path.relpath(run["root"]))  # a study of its own lies elsewhere
 PAGES = [*(ROOT/"book").rglob("*"), *(ROOT/"nbs").glob("*.ipynb"), ROOT/"CITATION.cff"]
 PAGES = [str(p) for p in PAGES if p.is_file() and not {"published", "_build"} & {*p.relative_to(ROOT).parts}]
@@ -45,7 +47,7 @@ rule book:
     params:
         chapters=run["chapters"]
     shell:
-        "integrated-cell book --config {CONFIG}"
+        "{PYTHON} -m integrated_cell book --config {CONFIG}"
 
 
 for chapter, of in run["table"].items():
@@ -66,4 +68,4 @@ for chapter, of in run["table"].items():
         resources:
             gpu=gpus, mem_mb=more(1000*gb), runtime=more(60*hours)
         shell:
-            "integrated-cell chapter {params.chapter} --config {CONFIG} {params.source}"
+            "{PYTHON} -m integrated_cell chapter {params.chapter} --config {CONFIG} {params.source}"

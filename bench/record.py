@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent
 
 
 def device_name():
-    "cpu, or the GPU's name as a folder"
+    "The folder of this device's results: BENCH_CARD, cpu, or the GPU's name"
+    if os.environ.get("BENCH_CARD"): return os.environ["BENCH_CARD"]
     return torch.cuda.get_device_name().lower().replace("nvidia ", "").replace(" ", "-") if torch.cuda.is_available() else "cpu"
 
 

@@ -1,8 +1,9 @@
 """Is one training step faster than the original's? Both phases, all sides in one process, taken in turn.
 
-    python bench/training_step.py [--sizes "64,96,128:1:4 32,48,64:.25:4"] [--steps 3] [--precision auto]
+    python bench/training_step.py [--sizes "64,96,128:1:4 32,48,64:.25:4"] [--sides "as published;library"] [--steps 3] [--precision auto]
 
-A size is shape:width:batch. On a GPU the paper's batch of 30 is measured too, and the largest batch that fits is sought by doubling. The sides: the original's schedule (bench/as_published.py: float32, PyTorch's own layers, Adam without
+A size is shape:width:batch. What is measured is written after each phase of a size, so that a stop loses no more than one; a side
+that does not fit in the GPU's memory is left out. On a GPU the paper's batch of 30 is measured too, and the largest batch that fits is sought by doubling. The sides: the original's schedule (bench/as_published.py: float32, PyTorch's own layers, Adam without
 fusion) and the library's step; on a GPU also the library with channels-last tensors and compiled. `--precision auto` takes
 bf16-mixed where the processor multiplies matrices of it at more than twice the rate of float32. Matrix rate: a product of 4096 x 4096
 matrices in that precision. FLOP of a step: counted on PyTorch's meta device.
@@ -23,6 +24,9 @@ from integrated_cell.integration import conditional, reference
 
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 said.add_argument("--sizes", default="64,96,128:1:4 32,48,64:.25:4" + " 64,96,128:1:30"*torch.cuda.is_available())
+said.add_argument("--sides", default="as published;library" + ";library, channels last;library, compiled"*torch.cuda.is_available())
+said.add_argument("--name", default="training_step", help="of the file of results, for other sizes beside these")
+said.add_argument("--no-largest", action="store_true", help="do not seek the largest batch")
 said.add_argument("--steps", type=int, default=3)
 said.add_argument("--precision", default="auto", help="of the library's sides, e.g. 32-true")
 a = said.parse_args()
@@ -87,7 +91,7 @@ def gflop_a_cell(phase, shape, width):
 
 def sides(phase, shape, width, n):
     "Functions without arguments, each a step of its own copy of the model"
-    for name in ["as published", "library"] + ["library, channels last", "library, compiled"]*cuda:
+    for name in a.sides.split(";"):
         torch.manual_seed(0)
         model, batch = PHASES[phase](shape, width).to(device), batch_of(shape, n, device)
         if name.endswith("last"): model, batch["x"] = model.to(memory_format=torch.channels_last_3d), batch["x"].to(memory_format=torch.channels_last_3d)
@@ -102,26 +106,33 @@ def largest_batch(phase, shape, width, n=1):
     return largest_batch(phase, shape, width, 2*n)
 
 
+def fits(step):
+    "Run a step for the first time; False where a GPU's memory does not hold it"
+    if cuda: torch.cuda.reset_peak_memory_stats()
+    try: seconds(step)
+    except torch.OutOfMemoryError: torch.cuda.empty_cache(); return False
+    return True
+
+
 rows, largest = [], {}
 for size in a.sizes.split():
     shape, width, n = size.split(":")
     shape, width, n = tuple(int(s) for s in shape.split(",")), float(width), int(n)
     for phase in PHASES:
         steps, peak, gflop = dict(sides(phase, shape, width, n)), {}, gflop_a_cell(phase, shape, width)
-        for name, step in steps.items():  # warm, and the memory that it takes
-            if cuda: torch.cuda.reset_peak_memory_stats()
-            seconds(step)
+        for name, step in [*steps.items()]:  # warm, and the memory that it takes
+            if not fits(step): print(f"{phase}, {name}: {n} cells do not fit"); del steps[name]; continue
             peak[name] = (torch.cuda.max_memory_allocated() if cuda else 1024*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)/2**30
         taken = {name: [] for name in steps}
         for _ in range(a.steps):
             for name, step in steps.items(): taken[name].append(seconds(step))
         median = {name: statistics.median(t) for name, t in taken.items()}
         for name, s in median.items():
-            rows.append(dict(phase=phase, side=name, seconds=round(s, 4), times_as_fast=round(median["as published"]/s, 2), percent_of_matrix_rate=round(100e9*n*gflop/s/rate, 1),
+            rows.append(dict(phase=phase, side=name, seconds=round(s, 4), times_as_fast=round(median["as published"]/s, 2) if "as published" in median else None, percent_of_matrix_rate=round(100e9*n*gflop/s/rate, 1),
                              cells_per_s=round(n/s, 3), shape=",".join(map(str, shape)), width=width, batch=n, precision="32-true" if name == "as published" else precision,
                              gflop_a_cell=round(gflop, 2), hours_in_full=round(EPOCHS*CELLS*s/n/3600, 2), peak_gib=round(peak[name], 2)))
         del steps, step
-        if cuda: largest[f"{phase} {shape} {width}"] = largest.get(f"{phase} {shape} {width}") or largest_batch(phase, shape, width)
-
-record("How fast is a training step beside the original's?", rows, matrix_gflops={str(k).split(".")[1]: round(v/1e9, 1) for k, v in rates.items()},
-       largest_batch=largest, peak="of the device" if cuda else "of the whole process with all sides' models in it")
+        if cuda and not a.no_largest: largest[f"{phase} {shape} {width}"] = largest.get(f"{phase} {shape} {width}") or largest_batch(phase, shape, width)
+        record("How fast is a training step beside the original's?", rows, a.name, largest_batch=largest,
+               matrix_gflops={str(k).split(".")[1]: round(v/1e9, 1) for k, v in rates.items()},
+               peak="of the device" if cuda else "of the whole process with all sides' models in it")

@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
-from IPython.display import Markdown
-
 # %% ../nbs/000_results.ipynb #7a0b67d7
 class BadInput(ValueError):
     "Something a person can mend, told in one sentence: what, where, what to do"
@@ -159,8 +157,9 @@ def rerun(
     chapter: str,  # name of the notebook in nbs/experiments, without its ending
     results: str | Path,  # folder of the run, e.g. results/quick; results: of a study
     example: str = "",  # a parameter to change, e.g. "n_boot=200"
-) -> Markdown:  # shown at the end of the chapter
+) -> object:  # Markdown, shown at the end of the chapter
     "The exact command that runs a chapter again"
+    from IPython.display import Markdown
     name, change = Path(results).name, f" -p {example}" if example else ""
     config, whole_run = f"config/{name}.yaml", f"make book CONFIG={name}"
     if str(results) == "results": config, whole_run = "config.yaml", "integrated-cell run ."  # of a study, there

@@ -425,9 +425,8 @@ def run_study(
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(config["root"]/"Snakefile"), "--directory",
                str(config["home"]), "--cores", str(cores), "--quiet", "all", "--rerun-incomplete", "--nolock",
                "--config", "file=config.yaml"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where integrated-cell is
     with alone(config["out"]):  # a second run would take away what the first has begun
-        going = subprocess.Popen(command, env=os.environ | {"PATH": path})
+        going = subprocess.Popen(command)
         try: status = going.wait()
         except KeyboardInterrupt: going.wait(); raise  # Ctrl-C reaches both; it ends its chapters first
     if status:

@@ -13,7 +13,7 @@ from integrated_cell.workflow import read_config, sign
 ALL = ["data", "reference", "conditional", "classification"]
 STUBS = {
     # a chapter that trains for two steps, a line of its checkpoint each, and goes on from there
-    "integrated-cell": """
+    "chapter": """
         name=$2; out=results/toy/$name; mkdir -p $out; rm -f $out/metrics.json
         echo $name >> began
         for step in 1 2; do
@@ -44,6 +44,9 @@ def lost(tmp_path):
         (tmp_path/"bin").mkdir(exist_ok=True)
         (tmp_path/"bin"/name).write_text(f"#!/bin/bash\n{script}\n")
         (tmp_path/"bin"/name).chmod(0o755)
+    (tmp_path/"integrated_cell").mkdir()  # `python -m integrated_cell` finds it first, all else in the real one
+    (tmp_path/"integrated_cell/__init__.py").write_text(f"__path__.append({str(PROJECT/'integrated_cell')!r})\n")
+    (tmp_path/"integrated_cell/__main__.py").write_text("import os, sys\nos.execv('bin/chapter', ['chapter', *sys.argv[1:]])\n")
     config = read_config(tmp_path/"config/toy.yaml")
     for c in ALL: (tmp_path/"bin"/f"{c}.sign").write_text(sign(config, c))
     return tmp_path

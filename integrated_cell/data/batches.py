@@ -19,9 +19,7 @@ from typing import Callable, Iterable, Iterator
 
 import numpy as np
 import psutil
-import zarr
 from google_crc32c import value as crc32c
-from numcodecs import zstd
 
 from ..results import BadInput
 
@@ -29,8 +27,9 @@ from ..results import BadInput
 @lru_cache
 def _is_ours(codecs: tuple, shape: tuple, summed: bool) -> bool:
     "Whether an array is laid out as `cells.write_images` does it, with a sum a cell or as it was before"
-    inner = [zarr.codecs.BytesCodec(endian=None), zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]
-    return codecs == (zarr.codecs.ShardingCodec(chunk_shape=(1, *shape), codecs=inner if summed else inner[:2]),)
+    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+    inner = [BytesCodec(endian=None), ZstdCodec(), Crc32cCodec()]
+    return codecs == (ShardingCodec(chunk_shape=(1, *shape), codecs=inner if summed else inner[:2]),)
 
 def _checked(chunk: bytes) -> memoryview:
     "What stands before a chunk's sum (zarr 3 specification, codec crc32c 1.0)"
@@ -39,6 +38,7 @@ def _checked(chunk: bytes) -> memoryview:
 
 def _read_cell(path: str, k: int, n: int, out: np.ndarray, summed: bool) -> None:
     "Fill `out` with cell k of a file of n; without sums, what the file leaves out stays as it is"
+    from numcodecs import zstd
     with open(path, "rb", 0) as f:
         f.seek(-16*n - 4, os.SEEK_END)
         index = f.read()
@@ -57,6 +57,8 @@ def read_images(
 ) -> np.ndarray:  # (len(rows), c, *s) uint8
     "Some cells, of a store straight from its files (zarr 3 specification, codec sharding_indexed 1.0)"
     rows, images = np.asarray(rows), getattr(images, "array", images)
+    if isinstance(images, np.ndarray): return np.asarray(images[rows])
+    import zarr  # of images in memory nobody needs it
     if not isinstance(images, zarr.Array): return np.asarray(images[rows])
     local = isinstance(images.store, zarr.storage.LocalStore)
     summed, plain = (local and _is_ours(images.metadata.codecs, images.shape[1:], s) for s in (True, False))
@@ -78,7 +80,7 @@ def _read_by_zarr(images, rows):  # another layout
 # %% ../../nbs/100_data.batches.ipynb #9d70ffd7
 class Images:
     "Images of a store, indexed as an array of numpy: read whole, or refused in one sentence"
-    def __init__(self, array: zarr.Array): self.array = array  # (n, c, *s) uint8
+    def __init__(self, array): self.array = array  # zarr, (n, c, *s) uint8
     def __len__(self): return self.array.shape[0]
     def __array__(self, dtype=None, copy=None): return self[:].astype(dtype or np.uint8, copy=False)
 

@@ -17,7 +17,6 @@ from typing import Iterable
 
 import numpy as np
 import pandas as pd
-import zarr
 from google_crc32c import extend, value as crc32c
 
 from .batches import Batches, Images, read_images
@@ -130,6 +129,7 @@ def write_images(
     ids: list[str],  # to name a bad cell
 ) -> tuple[int, ...]:  # (c, *s)
     "Write the cells one after the other, a chunk a cell, 64 cells a file"
+    from zarr import codecs, create_array
     array, block, shape = None, [], None
     for i, x in enumerate(images):
         x = np.asarray(x)
@@ -139,8 +139,8 @@ def write_images(
                            "prepare it like the others")
         if array is None:  # write what is empty too: a missing file is a lost one
             layout = dict(dtype="uint8", chunks=(1, *shape), shards=(64, *shape), config={"write_empty_chunks": True})
-            layout["compressors"] = [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]
-            array = zarr.create_array(path, shape=(n, *shape), **layout)
+            layout["compressors"] = [codecs.ZstdCodec(), codecs.Crc32cCodec()]
+            array = create_array(path, shape=(n, *shape), **layout)
         block.append(x)
         if len(block) == 64 or i == n - 1: array[i + 1 - len(block):i + 1] = np.stack(block); block = []
     came = 0 if shape is None else i + 1
@@ -204,8 +204,9 @@ def _read_table(path: Path, about: dict) -> pd.DataFrame:
         if column not in table: raise _damaged(path/"cells.parquet", f"it has no column {column}")
     return table
 
-def _read_array(path: Path, about: dict) -> zarr.Array:
+def _read_array(path: Path, about: dict):  # -> zarr array
     "The images of a store, of which no file is missing"
+    import zarr
     _read_summed(path, about, "images.zarr/zarr.json")
     try: array = zarr.open_array(path/"images.zarr", mode="r")
     except Exception as e: raise _damaged(path/"images.zarr/zarr.json", e) from e  # zarr's are of many kinds

@@ -135,7 +135,8 @@ def _build(Model: type, said: dict, weights: dict[str, torch.Tensor], path: Path
         return Model(**said["settings"])
     except wrong as e:
         if isinstance(e, BadInput): raise
-        raise BadInput(f"{path/'model.json'}: no {Model.__name__} can be built from its settings ({e}); "
+        why = " ".join(str(e).split())[:200]  # PyTorch's may have many lines
+        raise BadInput(f"{path/'model.json'}: no {Model.__name__} can be built from its settings ({why}); "
                        "give the folder of a model that this version trained") from e
 
 

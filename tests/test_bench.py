@@ -1,0 +1,112 @@
+"One command measures a device: in which order, for how long, and how it goes on; the measurements are fakes that take milliseconds"
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ENV, PROJECT
+
+from integrated_cell.aims import benchmarks, judged, read_aims
+
+spec = importlib.util.spec_from_file_location("measure", PROJECT/"bench/measure.py")
+measure = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(measure)
+FAKE = """
+import json, os, pathlib, sys, time
+name = sys.argv[1]
+if name == "broken" and not pathlib.Path("mended").exists(): sys.exit("no such thing")
+with open("began", "a") as f: print(name, file=f)
+out = pathlib.Path("bench/results", os.environ["BENCH_CARD"])
+out.mkdir(parents=True, exist_ok=True)
+(out/f"{name}.json").write_text(json.dumps(dict(question="?", device="A GPU", rows=[dict(seconds=.5)])))
+if name == "slow": time.sleep(float(pathlib.Path("slow").read_text()))
+"""
+AIMS = """chapter,question,what,key,on,sense,aim,unit,script,command,where,column,take,times,beside,beside_key
+costs,Q,of any,c,any,≤,1,s,last,python bench/fake.py last,,seconds,max,,,
+costs,Q,of a processor,p,cpu,≤,1,s,processor,python bench/fake.py processor,,seconds,max,,,
+costs,Q,of a card,a,gpu,≤,1,s,slow,python bench/fake.py slow,,seconds,max,,,
+costs,Q,of a card too,b,gpu,≤,1,s,slow,python bench/fake.py slow,,seconds,max,,,
+costs,Q,next of a card,d,gpu,≥,2,s,broken,python bench/fake.py broken,,seconds,max,,,
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    "A folder with aims and a script whose every call is a measurement"
+    (tmp_path/"bench").mkdir()
+    (tmp_path/"bench/fake.py").write_text(FAKE)
+    (tmp_path/"bench/aims.csv").write_text(AIMS)
+    (tmp_path/"slow").write_text("0")
+    return tmp_path
+
+
+def measured(place, minutes=1., device="gpu"):
+    "How every command stands after a call, and which were begun in it"
+    (place/"began").unlink(missing_ok=True)
+    asked = measure.asked_here(device, place/"bench/aims.csv", place/"bench/none")
+    done = measure.measure(asked, place/"bench/results/card", minutes, place, os.environ | {"BENCH_CARD": "card"})
+    began = (place/"began").read_text().split() if (place/"began").exists() else []
+    return {c.split()[-1]: row["state"] for c, row in done.items()}, began
+
+
+def test_what_only_such_a_device_can_answer_comes_first(place):
+    (place/"mended").touch()
+    state, began = measured(place)
+    assert began == ["slow", "broken", "last"] and set(state.values()) == {"finished"}
+    assert measured(place) == (state, [])  # nothing is left
+    assert measured(place, device="cpu")[1] == ["processor"]  # what is asked of any stands already
+    asked = measure.asked_here("gpu")
+    assert "training_step" in asked[0] and "python bench/growth.py" in asked and not any("measure" in c or "record" in c for c in asked)
+
+
+def test_the_time_stops_a_measurement_and_what_was_not_tried_comes_next(place):
+    (place/"mended").touch()
+    (place/"slow").write_text("60")
+    start = time.monotonic()
+    state, began = measured(place, 1.5/60)
+    assert time.monotonic() - start < 15 and (state, began) == ({"slow": "stopped"}, ["slow"])
+    assert (place/"bench/results/card/slow.json").exists()  # what it had written by then
+    state, began = measured(place, 1.4/60)  # others first; and less time than was not enough is not tried
+    assert began == ["broken", "last"] and state == {"slow": "stopped", "broken": "finished", "last": "finished"}
+    (place/"slow").write_text("0")
+    assert measured(place) == (dict.fromkeys(state, "finished"), ["slow"])
+    assert measured(place, 0)[1] == []
+
+
+def test_what_fails_holds_up_nothing_and_is_tried_again(place, capfd):
+    state, began = measured(place)
+    assert state == {"slow": "finished", "broken": "failed", "last": "finished"} and began == ["slow", "last"]
+    measure.tell(measure.asked_here("gpu", place/"bench/aims.csv", place/"bench/none"), measure.read_done(place/"bench/results/card/commands.csv"))
+    assert "2 of 3 are measured; call again to go on" in capfd.readouterr().out
+    (place/"mended").touch()
+    assert measured(place) == (dict.fromkeys(state, "finished"), ["broken"])
+
+
+def test_the_chapter_says_not_measured_only_where_nobody_did(place):
+    aims = read_aims(place/"bench/aims.csv", "costs")
+    measured(place)
+    met = judged(aims, benchmarks(place/"bench/results")[1])
+    state = {(r.key, r.folder): r.state for r in met.itertuples()}
+    assert state == {("p", "cpu"): "not measured", ("d", "gpu"): "not measured", ("a", "card"): "reached", ("b", "card"): "reached", ("c", "card"): "reached"}
+    shutil.copytree(place/"bench/results/card", place/"bench/results/other")
+    for name in ("slow", "last"): (place/f"bench/results/card/{name}.json").unlink()
+    (place/"mended").touch()
+    measured(place)
+    met = judged(aims, benchmarks(place/"bench/results")[1])  # one card has d, the other all else
+    assert sorted(zip(met.key, met.folder, met.state)) == [
+        ("a", "other", "reached"), ("b", "other", "reached"), ("c", "other", "reached"), ("d", "card", "missed"), ("p", "cpu", "not measured")]
+    (place/"bench/results/test").mkdir()
+    said = dict(device="CPU, a stand-in", rows=[dict(seconds=.5)])
+    for name in ("processor", "slow"): (place/f"bench/results/test/{name}.json").write_text(json.dumps(said))
+    met = judged(aims, benchmarks(place/"bench/results")[1])  # a stand-in answers for a processor and for no card
+    assert {(r.key, r.state) for r in met.itertuples() if r.folder == "test"} == {("p", "reached")}
+
+
+def test_a_gpu_that_is_not_there_is_one_sentence():
+    env = ENV | {"CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run([sys.executable, PROJECT/"bench/measure.py", "--device", "gpu", "--minutes", "0"], env=env, capture_output=True, text=True)
+    assert done.returncode and done.stderr.startswith("DEVICE=gpu: PyTorch sees no GPU here") and done.stderr.count("\n") == 1
