@@ -34,6 +34,9 @@ def more(amount):  # half as much again with every try
     return lambda wildcards, attempt: amount*(1 + attempt)//2
 
 
+localrules: all
+
+
 rule all:  # each of them, so that a chapter whose numbers were deleted is made anew
     input:
         f"{OUT}/book/index.html", [finished(c) for c in run["chapters"]]
