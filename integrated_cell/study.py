@@ -408,7 +408,8 @@ def check_study(
                 "How many": sheet.tabled(r.counts) if r.counts is not None and len(r.counts) else "",
                 "Do they fit?": _fit(r),
                 "How bright": sheet.picture(bright, "Brightness of each channel by structure") if bright else "",
-                "To be known": sheet.listed(r.unnamed + r.notes) if r.unnamed + r.notes else "", "Time and memory here": _cost(r)}
+                "To be known": sheet.listed(known) if (known := r.unnamed + r.notes) else "",
+                "Time and memory here": _cost(r)}
     page = sheet.write_page(Path(folder)/"check.html", f"Check of {r.name}", not r.faults, _verdict(r), sections)
     return page, not r.faults, _verdict(r)
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ENV, PROJECT
@@ -66,11 +65,10 @@ def test_what_only_such_a_device_can_answer_comes_first(place):
 def test_the_time_stops_a_measurement_and_what_was_not_tried_comes_next(place):
     (place/"mended").touch()
     (place/"slow").write_text("60")
-    start = time.monotonic()
-    state, began = measured(place, 1.5/60)
-    assert time.monotonic() - start < 15 and (state, began) == ({"slow": "stopped"}, ["slow"])
+    state, began = measured(place, 6/60)
+    assert (state, began) == ({"slow": "stopped"}, ["slow"])
     assert (place/"bench/results/card/slow.json").exists()  # what it had written by then
-    state, began = measured(place, 1.4/60)  # others first; and less time than was not enough is not tried
+    state, began = measured(place, 5.9/60)  # others first; and less time than was not enough is not tried
     assert began == ["broken", "last"] and state == {"slow": "stopped", "broken": "finished", "last": "finished"}
     (place/"slow").write_text("0")
     assert measured(place) == (dict.fromkeys(state, "finished"), ["slow"])

@@ -19,7 +19,8 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from .cells import Cells, check_place
-from .stack import LeftOut, framed_cell, judge_labels, own_nuclei, require_shape, subtract_background
+from .stack import (
+    LeftOut, framed_cell, judge_labels, own_nuclei, require_shape, subtract_background)
 from .workers import crew, in_turn
 from ..results import BadInput
 
