@@ -104,7 +104,7 @@ def _jobs(rows, folder, n_kept, faults, how):  # of `looked`; what is wrong with
                 yield k, one, image, *how, n <= n_kept
         except BadInput as e: faults.append(f"row {k} of the table: {e}")
 
-# %% ../../nbs/390_data.checkup.ipynb #61e14ce1
+# %% ../../nbs/390_data.checkup.ipynb #e0a0ce8c
 def by_kind(
     faults: Sequence[str],  # sentences; those of a row begin with "row 3 of the table"
     most: int = 12,  # rows that are named
@@ -123,6 +123,7 @@ def by_kind(
         told.append(first + likewise)
     return told
 
+# %% ../../nbs/390_data.checkup.ipynb #61e14ce1
 def look_at_all(
     table: pd.DataFrame,  # of a person
     folder: Path,  # that its paths start from

@@ -271,7 +271,7 @@ class Framed(NamedTuple):
     cell: np.ndarray  # (*b) bool, its mask in the box around it
     corner: np.ndarray  # (d,) where this box begins in the image
 
-# %% ../../nbs/150_data.stack.ipynb #19183430
+# %% ../../nbs/150_data.stack.ipynb #d8e4761c
 def require_shape(
     shape: Sequence[int],  # of prepared cells
 ) -> None:
@@ -282,6 +282,7 @@ def require_shape(
         raise BadInput(f"shape {','.join(map(str, shape))} has {math.prod(shape):,} voxels a cell; "
                        "take fewer, and larger ones (to_voxel_um)")
 
+# %% ../../nbs/150_data.stack.ipynb #19183430
 def framed_cell(
     stack: np.ndarray,  # (c, *s) membrane first, dna last, grey values as the microscope gives them
     voxel_um: Sequence[float],  # its voxel size, (Z,) Y, X

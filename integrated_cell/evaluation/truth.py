@@ -146,7 +146,7 @@ def compare(
                 two_sample_coarse=energy_distance(x_hat, x, _BLOCK),
                 variation=sample_variation(x_hat, ridge) if len(x_hat) > 1 else np.nan)
 
-# %% ../../nbs/710_evaluation.truth.ipynb #7a7f4dcf
+# %% ../../nbs/710_evaluation.truth.ipynb #0732bcbd
 def photographed(
     x: np.ndarray,  # (n, *shape) uint8, expected images
     seed: int | list[int],
@@ -154,6 +154,7 @@ def photographed(
     "True samples of a structure as the camera shows them"
     return camera(np.asarray(x, np.float32)/255, PHOTONS[1], np.random.default_rng(seed)).astype(np.float32)/255
 
+# %% ../../nbs/710_evaluation.truth.ipynb #7a7f4dcf
 def against_truth(
     draw: Callable,  # (cell, structure) -> stream of (b, *shape) images, the most probable one first, then samples
     cells: Cells,  # the store

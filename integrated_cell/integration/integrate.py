@@ -65,7 +65,7 @@ def draws(
     "Structures drawn again and again in each of the cells (Algorithm 4)"
     return sampler(partial(decode, model, prior, batch_size=batch_size, to=to), z_r, u_s, batch_size)
 
-# %% ../../nbs/530_integration.integrate.ipynb #1de19d78
+# %% ../../nbs/530_integration.integrate.ipynb #539f3f4d
 def likely_first(
     model: Conditional,  # in eval mode
     prior: Normal | Flow,
@@ -80,6 +80,7 @@ def likely_first(
     z_r = encode_shape(model, cells, rows, batch_size)
     return draws(model, prior, z_r, torch.cat([0*u_s[:1], u_s]), batch_size, "cpu")
 
+# %% ../../nbs/530_integration.integrate.ipynb #1de19d78
 def integrate_latent(
     model: Conditional,  # in eval mode
     z_r: Tensor,  # (n, n_latent_r)

@@ -102,7 +102,7 @@ class Block(nn.Module):
         h = F.silu(self.norm(self.first(x))*(1 + scale) + shift)
         return self.way(x) + self.second(h)
 
-# %% ../../nbs/545_integration.velocity.ipynb #07e6a5ad
+# %% ../../nbs/545_integration.velocity.ipynb #afecb6de
 def times(
     t: Tensor,  # (n,) in [0, 1]
     width: int,  # even
@@ -111,7 +111,7 @@ def times(
     at = t[:, None]*torch.logspace(0, 2.5, width//2, device=t.device)
     return torch.cat([at.sin(), at.cos()], 1)
 
-
+# %% ../../nbs/545_integration.velocity.ipynb #07e6a5ad
 class Velocity(nn.Module):
     "v(x_t, t | x_r, y), a U-Net"
     def __init__(self,
