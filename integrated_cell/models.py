@@ -29,7 +29,7 @@ from .workflow import parameters, sign
 # %% ../nbs/950_models.ipynb #83266afe
 class About(BaseModel, extra="forbid"):
     "What stands in about.json"
-    format: Literal[1]  # of the folder
+    format: Literal[1, 2]  # of the folder; 2: large matrices may be in 8 bits
     name: str
     title: str
     use: str  # what it is for, and what it is not for
@@ -55,7 +55,7 @@ def _about(folder: Path) -> About:  # read and checked
         wrong = e.errors()[0]
         where, found = ".".join(map(str, wrong["loc"])) or "its text", wrong["input"]
         if where == "format":
-            raise BadInput(f"{folder/'about.json'} is of format {found}, this version reads format 1; "
+            raise BadInput(f"{folder/'about.json'} is of format {found}, this version reads formats 1 and 2; "
                            "update integrated_cell, or keep the model anew") from None
         raise BadInput(f"{folder/'about.json'}: {where}: {wrong['msg'].lower()}; restore the file") from None
 
@@ -189,7 +189,7 @@ def _described(name, said, run, parts) -> dict:  # what about.json is made of
     ran = {c: json.loads((run/c/"run.json").read_text()) for c in chapters}
     numbers = {f"{c}_{k}": _claimed(run, c, k) for c, keys in said["numbers"].items() for k in keys}
     return dict(
-        format=1, name=name, title=said["title"], use=said["use"], licence=licence, numbers=numbers, run=run.name,
+        format=2, name=name, title=said["title"], use=said["use"], licence=licence, numbers=numbers, run=run.name,
         learnt_from=source.title if source else "simulated cells", n_train=int((cells.table.split == "train").sum()),
         shape=list(cells.shape), voxel_um=cells.voxel_um and list(cells.voxel_um), channels=list(cells.channels),
         classes=list(cells.classes), commit=", ".join(sorted({r["commit"] for r in ran.values()})), parts=parts,
