@@ -51,7 +51,7 @@ def _columns(table, runs) -> list:  # a column of a table of claims each, in the
     order = {name: i for i, name in enumerate(table["runs"])}
     title = {r["name"]: table["runs"].get(r["name"], f"the run {r['name']}") for r in runs}
     runs = sorted(runs, key=lambda r: order.get(r["name"], len(order)))
-    return [dict(title=title[r["name"]], values=r["values"]) for r in runs]
+    return [dict(title=title[r["name"]], chapters=r["chapters"], values=r["values"]) for r in runs]
 
 # %% ../nbs/940_book.ipynb #0bded3be
 def _credits(root) -> str:  # every source of data in data_manifest: what it is, whose it is, under which terms

@@ -104,11 +104,11 @@ def _number(name, values, rule) -> str:  # as the table shows it: with its inter
     return re.sub(r" \[(\S+), (\S+)\]", "\u00a0[\\1,\u00a0\\2]", said)
 
 
-def _cell(claim, values) -> str:  # of a claim in a run: the word, and the numbers that it follows from
+def _cell(claim, run) -> str:  # of a claim in a run: the word, and the numbers that it follows from
+    values = run["values"]
     found, needed, excused = _asked(claim, values)
-    ran = any(n.startswith(f"{claim.chapter}_") for n in values)
     lost = sorted(n for n in needed if values.get(n, ...) is ...)
-    if ran and lost:
+    if lost and claim.chapter in run["chapters"]:
         raise BadInput(f"book/claims.csv: '{claim.claim}' needs {lost[0]}, which the chapter {claim.chapter} "
                        "did not write, or wrote twice; correct the name")
     said = ABSENT if lost else word(claim, values) if claim.rule else ""
@@ -119,7 +119,7 @@ def _cell(claim, values) -> str:  # of a claim in a run: the word, and the numbe
 # %% ../nbs/090_standing.ipynb #cea62f68
 def standing(
     claims: pd.DataFrame,  # chapter, claim, printed, found, rule: rows of book/claims.csv
-    runs: Sequence[Mapping],  # title, values (of `numbers`)
+    runs: Sequence[Mapping],  # title, chapters that have run, values (of `numbers`)
     say: Callable[[str], str],  # puts numbers of the papers into a text
     link: Mapping[str, str],  # {chapter: address of its page}
 ) -> str:  # Markdown
@@ -127,7 +127,7 @@ def standing(
     rows, titles = [], [r["title"] for r in runs]
     for c in claims.fillna("").itertuples():
         claim = f"[{c.claim}]({link[c.chapter]})" if c.chapter in link else c.claim
-        cells = zip(["the paper", *titles], [say(c.printed), *(_cell(c, r["values"]) for r in runs)])
+        cells = zip(["the paper", *titles], [say(c.printed), *(_cell(c, r) for r in runs)])
         rows.append([claim, *(f"<span class=of>{of}</span> {cell}" for of, cell in cells)])
     return ":::{container} claims\n" + markdown_table(["claim", "the paper", *titles], rows) + "\n:::"
 

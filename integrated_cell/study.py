@@ -85,8 +85,9 @@ _READMES["pairs"] = """# What is in this folder
 
 - `images/` (you make it): pictures of single cells, PNG or TIFF, all of one size, in folders
   `my_size-48-80_train/<Protein>/` and `my_size-48-80_test/<Protein>/`; 48 and 80 are their height and width. Their
-  first channel is what all cells share (red), the second the protein (green). Each protein needs more training
-  pictures than a batch of `gans`, and a hundred test pictures or more.
+  first channel is what all cells share (red), the second the protein (green); all of one depth, 8 bits or more.
+  Each protein needs more training pictures than a batch of `gans`, and a hundred test pictures or more. A zip of
+  these folders serves too, and so do folders below a protein's.
 - `config.yaml`: what is done with them.
 """ + _STEPS.format(first="Lay the pictures into `images/` and name the proteins in `config.yaml`.")
 
@@ -233,6 +234,7 @@ def look_at_pairs(
     "Read all pictures of two channels that a study names"
     from integrated_cell import charts, sheet
     from integrated_cell.data.pairs import lin_cells
+    from integrated_cell.synthesis.families import whole_epochs
     p = _values(config, "yeast")
     shape, proteins = (tuple(s.strip() for s in p[k].split(",") if s.strip()) for k in ("shape", "proteins"))
     if not p["archive"]: raise BadInput(f"{config['path']}: yeast names no archive; give the folder of your pictures")
@@ -240,10 +242,15 @@ def look_at_pairs(
     n = pd.crosstab(cells.table.structure, cells.table.split).rename_axis(None, axis=1).reset_index()
     left_out = cells.provenance.get("left_out", [])
     notes = [f"{len(left_out)} pictures have a constant channel and are left out"] if left_out else []
-    batch = _values(config, "gans")["batch_size"] if "gans" in config["chapters"] else 0
+    gans = _values(config, "gans") if "gans" in config["chapters"] else {}
+    batch = gans.get("batch_size", 0)
     faults = [f"{row.structure} has {row.train} training pictures, and the chapter gans trains with {batch} at a time; "
               "add pictures, choose a smaller batch_size or leave the protein out"
               for row in n[n.train < batch].itertuples()]
+    shots = map(int, filter(str.strip, gans.get("snapshots", "").split(",")))
+    steps = [gans.get("n_steps", 0), gans.get("further", 0), *shots]
+    try: whole_epochs(steps, gans.get("steps_per_epoch", 1))
+    except BadInput as e: faults.append(str(e))
     rows = {c: [cells[int(i)] for i in cells.rows("train", c)[:6]] for c in cells.classes}
     fig = charts.pictures(rows, crop=False, channels=cells.channels, voxel_um=cells.voxel_um)
     taken = "<p>Magenta: the first channel, what all cells share. Green: the second, the protein.</p>"

@@ -1,6 +1,7 @@
 "Real two-channel cells: archives not to be trusted, pictures of every kind, and yeast_paired against its originals"
 import hashlib
 import io
+import tarfile
 import os
 import zipfile
 import zlib
@@ -331,3 +332,26 @@ def test_plain_features_see_where_and_not_how_many():
     assert not plain_features(0*x).isna().to_numpy().any()
     assert np.allclose(a["red mean"], x[:, 0].mean((1, 2))/255)
     assert np.allclose(a["green sd"], x[:, 1].std((1, 2))/255, atol=1e-5)
+
+
+def test_folders_below_a_protein_links_and_other_forms_of_a_name_are_read(tmp_path):
+    files = layout()
+    plain = unpacked(tmp_path/"plain", files)
+    deep = unpacked(tmp_path/"deep", {name.replace("/Tea1/", "/Tea1/monday/"): x for name, x in files.items()})
+    (tmp_path/"linked").mkdir()
+    for p in unpacked(tmp_path/"linked/own", files).iterdir(): (tmp_path/"linked"/("x_" + p.name)).symlink_to(p)
+    assert len(lin_cells(deep, None, PAIR).table) == len(lin_cells(plain, None, PAIR).table) == 10
+    twice = "are one cell by their names"
+    refused(tmp_path, tmp_path/"linked", twice)
+    accent = unpacked(tmp_path/"accent", {name.replace("Tea1", "E\u0301nol"): x for name, x in files.items()})
+    assert "\u00c9nol" in lin_cells(accent, None, ("\u00c9nol", "Arp3")).classes
+
+
+def test_what_is_no_archive_says_what_to_do(tmp_path):
+    with tarfile.open(tmp_path/"a.tar.gz", "w:gz") as tar: tar.add(unpacked(tmp_path/"plain", layout()), "a")
+    refused(tmp_path, tmp_path/"a.tar.gz", "is a tar archive, which is not read; unpack it")
+    (tmp_path/"holds").mkdir()
+    packed(tmp_path/"holds/a.zip", layout())
+    refused(tmp_path, tmp_path/"holds", "it holds a.zip: give that")
+    flat = {name.replace("/Tea1/", "/").replace("/Arp3/", "/"): x for name, x in layout().items()}
+    refused(tmp_path, packed(tmp_path/"flat.zip", flat), "its pictures lie in no folder of a protein")

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import stat
+import tarfile
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ def _within(folder):
         if not Path(os.path.realpath(link)).is_relative_to(home):
             raise BadInput(f"{folder}: '{link.relative_to(folder)}' is a link that leads out of this folder; "
                            "put the file itself there")
-    return found
+    return list(_beyond(folder))
 
 def _beyond(folder, above=()):
     "Whatever lies in it or in a folder that is linked into it; a link back to where it stands is not followed"
@@ -70,6 +71,8 @@ def _beyond(folder, above=()):
 
 def _open_zip(path, largest):
     "A zip, each entry checked"
+    if not zipfile.is_zipfile(path) and tarfile.is_tarfile(path):
+        raise BadInput(f"{path} is a tar archive, which is not read; unpack it and give the folder")
     try: opened = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as e:
         raise BadInput(f"{path} is not a whole zip ({e}); it may be cut short: fetch it again") from e
@@ -92,12 +95,15 @@ class Archive:
         if self.zip is None:
             found = (_beyond if self.links else _within)(self.path)
             self.names = sorted(p.relative_to(self.path).as_posix() for p in found if p.is_file())
-        else: self.names = sorted(info.filename for info in self.zip.infolist() if not info.is_dir())
+        else:  # some programs write backslashes
+            of_all = [info.filename for info in self.zip.infolist() if not info.filename.endswith(("/", "\\"))]
+            self._written = {name.replace("\\", "/"): name for name in of_all}
+            self.names = sorted(self._written)
 
     def read(self, name: str) -> bytes:
         "What stands in one of `names`"
         if self.zip is None: return (self.path/name).read_bytes()
-        try: return self.zip.read(name)
+        try: return self.zip.read(self._written.get(name, name))
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as e:
             raise BadInput(f"{self.path}: the entry '{name}' is damaged ({e}); fetch the archive again") from e
 

@@ -8,6 +8,7 @@ __all__ = ['SIX', 'stretch', 'paired_images', 'paired_cells', 'read_picture', 'l
 # %% ../../nbs/170_data.pairs.ipynb #9bf21a06
 import io
 import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -145,13 +146,18 @@ def read_picture(
 # %% ../../nbs/170_data.pairs.ipynb #5c7738da
 SIX = ("Alp14", "Arp3", "Cki2", "Mkh1", "Sid2", "Tea1")  # green proteins of the paper's models, of the 41 of LIN
 
+def _plain_name(text): return unicodedata.normalize("NFC", text)  # an accent is written in two ways
+
 def _lay_out(names, size, where):  # -> structure, split, stem, file of each picture in folders of this size
-    layout = re.compile(rf"(?:.*/)?[^/]*size-{size}_(train|test)/([^/]+)/([^/]+)$")
+    layout = re.compile(rf"(?:.*/)?[^/]*size-{size}_(train|test)/([^/]+)/(.+)")  # below a protein, in any folders
     seen = [name for name in names if not any(p.startswith((".", "__MACOSX")) for p in PurePosixPath(name).parts)]
-    rows = [(found[2], found[1], found[3], name) for name in seen if (found := layout.fullmatch(name))]
+    rows = [(_plain_name(found[2]), found[1], found[3], name) for name in seen if (found := layout.fullmatch(name))]
     if rows: return pd.DataFrame(rows, columns=["structure", "split", "stem", "file"])
-    sizes = sorted({found[1] for name in seen if (found := re.search(r"size-(\d+-\d+)_(?:train|test)/", name))})
-    other = f"; it has some of size {', '.join(sizes)}" if sizes else ""
+    zips = [name for name in seen if name.lower().endswith(".zip")]
+    sizes = {found[1] for name in seen if (found := re.search(r"size-(\d+-\d+)_(?:train|test)/", name))}
+    other = f"; it holds {zips[0]}: give that" if zips else ""
+    if sizes: other = f"; it has some of size {', '.join(sorted(sizes))}"
+    if size in sizes: other = "; its pictures lie in no folder of a protein"
     raise BadInput(f"{where} has no folders *size-{size}_train/<Protein>/ and *size-{size}_test/<Protein>/ "
                    f"with cells in them{other}; name the folders so, or give the `shape` that theirs say")
 
@@ -164,6 +170,7 @@ def lin_table(
 ) -> pd.DataFrame:  # cell_id, structure, split, file
     "Protein and split of each picture from its path (README of the original code)"
     table = _lay_out(names, f"{shape[0]}-{shape[1]}", where)
+    if proteins: proteins = [_plain_name(p) for p in ([proteins] if isinstance(proteins, str) else proteins)]
     table = table[table.structure.isin(_choose(proteins, set(table.structure), SIX, where))]
     odd = table[~table.stem.str.lower().str.endswith((".png", ".tif", ".tiff"))]
     if len(odd):
@@ -174,7 +181,10 @@ def lin_table(
         if empty:
             raise BadInput(f"{where}: the {empty.pop()} folder of {name} is empty or missing; "
                            f"get the whole archive or leave {name} out")
-    table.insert(0, "cell_id", table.split + "/" + table.structure + "/" + [PurePosixPath(s).stem for s in table.stem])
+    table.insert(0, "cell_id", table.split + "/" + table.structure + "/" + [s.rpartition(".")[0] for s in table.stem])
+    if (again := table.cell_id.duplicated(keep=False)).any():
+        one, two = table.file[again & (table.cell_id == table.cell_id[again].iloc[0])].iloc[:2]
+        raise BadInput(f"{where}: '{one}' and '{two}' are one cell by their names; rename or remove one")
     return table.drop(columns="stem").reset_index(drop=True)
 
 # %% ../../nbs/170_data.pairs.ipynb #4da90e07

@@ -225,7 +225,8 @@ def whole_epochs(
     "Steps counted in epochs; `BadInput` where they end within one"
     if isinstance(steps, list): return [whole_epochs(s, steps_per_epoch) for s in steps]
     if steps % steps_per_epoch:
-        raise BadInput(f"{steps} is not a whole number of epochs of {steps_per_epoch} steps; choose multiples of it")
+        raise BadInput("gans: n_steps, snapshots and further are counted in epochs of steps_per_epoch = "
+                       f"{steps_per_epoch} steps, and {steps} is no multiple of it; choose one that is")
     return steps//steps_per_epoch
 
 # %% ../../nbs/620_synthesis.families.ipynb #d3fb4040
