@@ -240,6 +240,79 @@ def test_a_german_table_and_an_index_are_read(tmp_path):
     assert features.shape == right.shape and about["replicate"].tolist() == list(range(36)), "never a feature"
 
 
+def as_csv(both, sep=",", decimal=".", above="", encoding="utf-8"):
+    "Bytes of a csv; what holds the separator is quoted"
+    return (above + both.to_csv(index=False, sep=sep, decimal=decimal)).encode(encoding)
+
+
+@pytest.mark.parametrize("how", [dict(encoding="utf-16"), dict(encoding="utf-8-sig"), dict(sep="|"), dict(sep=";", above="sep=;\n"), dict(decimal=","), dict(sep="|", decimal=","),
+                                 dict(sep=";", decimal=",", encoding="utf-16"), dict(above="# ours\n\n"), dict(above="Screen of May, by us\r\n", sep="\t")])
+def test_a_csv_however_it_was_written(tmp_path, how):
+    both = pd.read_csv(theirs(tmp_path))
+    right, table = read_profiles(tmp_path/"theirs.csv")
+    (tmp_path/"how.csv").write_bytes(as_csv(both.rename(columns={"Cells_f1": "Cells_f1 "}), **how))
+    with warnings.catch_warnings(record=True) as said: features, about = read_profiles(tmp_path/"how.csv")
+    assert features.equals(right) and about.equals(table)
+    assert len(said) == ("above" in how and "sep=" not in how["above"]) and all("left out (1 lines, '" in str(w.message) for w in said)
+
+
+def test_names_stay_as_they_were_written(tmp_path):
+    change = dict(Metadata_plate=["007", "7"]*18, Metadata_well=["1E05", "10E04"]*18, Metadata_compound=["0012", "12", "None", "NA"]*9, Metadata_moa=["NA", "M"]*18, Metadata_note="1,5")
+    path = theirs(tmp_path, change=lambda t: t.assign(**change))
+    with pytest.warns(UserWarning, match=r"the compound 'None' is read as a name, not as missing \(18 rows, the first is row 2\)"): _, table = read_profiles(path)
+    assert [table[c].tolist() for c in ("plate", "well", "compound", "note")] == [change[f"Metadata_{c}"] for c in ("plate", "well", "compound")] + [["1,5"]*36]
+    assert table.moa.isna().tolist() == [True, False]*18 and table.concentration.dtype == float
+    _, table = read_profiles(theirs(tmp_path, change=lambda t: t.assign(Metadata_compound="NA", Metadata_concentration="0.1 uM")))
+    assert table["compound"].isna().all() and set(table.concentration) == {"0.1 uM"}, "a column of nothing is missing"
+
+
+@pytest.mark.parametrize("change, how, says", [
+    (dict(Cells_t="x"), {}, "feature Cells_t holds text in 36 of 36 rows, the first 'x' in row 0"),
+    (dict(Image_t=["1", "-"]*18), {}, "feature Image_t holds text in 18 of 36 rows, the first '-' in row 1"),
+    (dict(Metadata_concentration=["1", "low"]*18), {}, "column concentration holds text in 18 of 36 rows, the first 'low' in row 1"),
+    (dict(Cells_t=["987", "1,234"]*18), dict(sep=";"), r"\(feature Cells_f0, row 0\) has a point and '1,234' \(feature Cells_t, row 1\) a comma; write"),
+    (dict(Cells_t=["987", "1.234"]*18), dict(sep=";", decimal=","), r"'1\.234' \(feature Cells_t, row 1\) has a point and .* \(feature Cells_f0, row 0\) a comma"),
+    (dict(Cells_t=["987,1", "1.234,5"]*18), dict(sep=";", decimal=","), r"'1\.234,5' \(feature Cells_t, row 1\) has a point"),
+    (dict(Metadata_concentration="0,5"), {}, r"'0,5' \(column concentration, row 0\) a comma"),
+    ({f"Cells_f{k}": ["987", "1,234"]*18 for k in range(5)} | dict(Metadata_concentration="1"), {}, r"'1,234' \(feature Cells_f0, row 1\) may mean thousands"),
+    (dict(Metadata_note="\xb5"), dict(encoding="latin-1"), r"\(line 2 is not in UTF-8\); save it as csv in UTF-8"), ({}, dict(encoding="utf-16-le"), "line 1 is not in UTF-8"),
+    ({}, dict(sep="^"), "nothing parts the columns of 'Metadata_compound^")])
+def test_what_a_csv_says_is_read_or_refused(tmp_path, change, how, says):
+    (tmp_path/"t.csv").write_bytes(as_csv(pd.read_csv(theirs(tmp_path)).assign(**change), **how))
+    with pytest.raises(BadInput, match=says.replace("^", r"\^")) as e: read_profiles(tmp_path/"t.csv")
+    assert len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("old, new, says", [("Cells_f1", "Cells_f0", "two columns are called 'Cells_f0'"), ("Cells_f", "Metadata_f", "holds no feature"), ("\n", ",7\n", "cannot be read as a table")])
+def test_columns_that_cannot_be(tmp_path, old, new, says):
+    head, _, rest = theirs(tmp_path).read_text().partition("\n")
+    text = (head + "\n" + rest.replace(old, new)) if old == "\n" else head.replace(old, new) + "\n" + rest
+    (tmp_path/"t.csv").write_text(text)
+    with pytest.raises(BadInput, match=says): read_profiles(tmp_path/"t.csv")
+
+
+def test_only_features_are_features(tmp_path):
+    more = dict(concentration=1.5, Plate=range(36), Spots_n=2, Image_Count=3, Image_FileName_DNA="a.tif", Mean_Cells_a=.5)
+    with pytest.warns(UserWarning, match=r"no features and stay in the table \(concentration, Plate, Spots_n\)"):
+        features, table = read_profiles(theirs(tmp_path, change=lambda t: t.drop(columns="Metadata_concentration").assign(**more)))
+    assert set(features) == {*(f"Cells_f{k}" for k in range(5)), "Image_Count", "Mean_Cells_a"} and table.concentration.eq(1.5).all()
+    with pytest.warns(UserWarning, match=r"stay in the table \(Plate\)"):
+        features, table = read_profiles(theirs(tmp_path, change=lambda t: t.assign(Plate=1).rename(columns=lambda c: c.removeprefix("Cells_"))))
+    assert list(features) == [f"f{k}" for k in range(5)], "no compartment is named: all numbers but the plate's"
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "T.PARQUET", "t.pq"])
+def test_a_parquet_of_any_ending_whose_index_is_also_a_column(tmp_path, name):
+    both = pd.read_csv(theirs(tmp_path))
+    right, table = read_profiles(tmp_path/"theirs.csv")
+    both.set_index(["Metadata_plate", "Metadata_well"], drop=False).to_parquet(tmp_path/name)
+    features, about = read_profiles(tmp_path/name)
+    assert features.equals(right) and about.equals(table)
+    assert write_profiles(tmp_path/name, right, table).shape == read_profiles(tmp_path/name)[0].shape[:1] + (11,)
+    both.set_index("Metadata_plate", drop=False).assign(Metadata_plate="else").to_parquet(tmp_path/name)
+    with pytest.raises(BadInput, match="its index and its column Metadata_plate do not say the same"): read_profiles(tmp_path/name)
+
+
 def test_missing_values_are_named_and_never_a_traceback(tmp_path):
     lacking = pd.array([None if i in (2, 7) else i % 4 for i in range(36)], "Int64")
     pd.read_csv(theirs(tmp_path)).assign(Cells_n=lacking, Cells_flag=pd.array([True]*36, "boolean")).to_parquet(tmp_path/"t.parquet")

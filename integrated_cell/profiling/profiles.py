@@ -7,6 +7,9 @@ __all__ = ['scale_plates', 'profiles', 'whiten', 'choose_eps', 'tvn', 'predict_m
            'write_profiles', 'read_profiles', 'feature_select']
 
 # %% ../../nbs/830_profiling.profiles.ipynb #e73d67b2
+import gzip
+import io
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -17,7 +20,6 @@ import pandas as pd
 from sklearn.model_selection import GroupKFold
 
 from ..claims import Estimate, bootstrap
-from ..data.archive import dialect
 from ..results import BadInput, whole
 
 # %% ../../nbs/830_profiling.profiles.ipynb #92d71293
@@ -294,6 +296,8 @@ def nsc_accuracy(
     return nsc_interval(predict_moa(profiles, compounds, moas, batches, k), average, n_boot=0)[0]
 
 # %% ../../nbs/830_profiling.profiles.ipynb #cfdf25cd
+def _is_parquet(path): return str(path).lower().endswith((".parquet", ".pq"))
+
 def write_profiles(
     path: str | Path,  # .parquet, .csv or .csv.gz
     features: pd.DataFrame,  # (n, d)
@@ -310,45 +314,135 @@ def write_profiles(
     right = features.reset_index(drop=True).rename(columns=measured)
     both = pd.concat([left, right], axis=1)
     with whole(path) as part:
-        if str(path).endswith(".parquet"): both.to_parquet(part)
-        else: both.to_csv(part, index=False, compression="gzip" if str(path).endswith(".gz") else None)
+        if _is_parquet(path): both.to_parquet(part)
+        else: both.to_csv(part, index=False, compression="gzip" if str(path).lower().endswith(".gz") else None)
     return both
 
 # %% ../../nbs/830_profiling.profiles.ipynb #638b886b
-_NUMBERING = r"^(?:(?:Image|Object|Table)_?Number|Unnamed: \d+)$"  # of CellProfiler, and of a csv with its index
+_HEADS = r'^(?:.*[,;\t|"])?[ \t]*(?:Image_)?Metadata_'  # the line of names of a csv
 
-def _read(path):  # a csv as its country writes it, or a parquet with the columns of its index
-    if not str(path).endswith(".parquet"): return pd.read_csv(path, low_memory=False, **dialect(path))
+def _text(path):  # of a csv, gzipped or not, in UTF-8, or in UTF-16 that says so
+    raw = Path(path).read_bytes()
+    if raw[:2] == b"\x1f\x8b" or str(path).lower().endswith(".gz"): raw = gzip.decompress(raw)
+    try: text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as e: text, raw = "\0", raw[:e.start]
+    if "\0" in text:
+        line = raw.partition(b"\0")[0].count(10) + 1
+        raise BadInput(f"{path} cannot be read as a table (line {line} is not in UTF-8); save it as csv in UTF-8")
+    return text
+
+def _read_csv(path):  # -> all as text, missing where nothing stands; the mark of decimals that fits its separator
+    text = _text(path)
+    start = found.start() if (found := re.search(_HEADS, text, re.M)) else 0
+    above = [v for v in text[:start].splitlines() if v.strip() and not re.match('(?i)"?sep=', v)]
+    first = text[start:].partition("\n")[0]
+    sep = max(",;\t|", key=re.sub('"[^"]*"', "", first).count)
+    rows = pd.read_csv(io.StringIO(text[start:]), sep=sep, header=None, dtype=str,
+                       keep_default_na=False, na_values=[""])
+    if rows.shape[1] < 2:
+        raise BadInput(f"{path}: nothing parts the columns of '{first.strip()[:60]}'; part them by , or ; or | or tabs")
+    if above:
+        message = f"{path}: what stands above the names of columns is left out ({len(above)} lines, '{above[0][:60]}')"
+        warnings.warn(message, stacklevel=5)
+    names = [name.strip() or f"Unnamed: {k}" for k, name in enumerate(rows.iloc[0].fillna(""))]
+    return rows.iloc[1:].reset_index(drop=True).set_axis(names, axis=1), "," if sep == ";" else "."
+
+def _read_parquet(path):  # with the columns of its index
     both = pd.read_parquet(path)
-    index = [n for n in both.index.names if n is not None]
-    said = {n: n if "Metadata_" in str(n) else f"Metadata_{n}" for n in index}
-    return both.rename_axis(index=said).reset_index(list(said.values())) if index else both
-
-def _as_numbers(both, path):  # nullable whole numbers and numbers kept as text become numbers
-    for c in [c for c in both if "Metadata_" not in str(c)]:
-        kind = both[c].dtype
-        if pd.api.types.is_numeric_dtype(kind) and pd.api.types.is_extension_array_dtype(kind):
-            both[c] = both[c].to_numpy(float, na_value=np.nan)
-        if kind not in (object, "string"): continue
-        number, there = pd.to_numeric(both[c], errors="coerce"), both[c].notna()
-        wrong = there & number.isna()
-        if not wrong.any(): both[c] = number.astype(float)
-        elif wrong.sum() < (there.sum() if str(c).startswith(("Cells_", "Cytoplasm_", "Nuclei_")) else .5*there.sum()):
-            first = both[c][wrong].iloc[0]
-            raise BadInput(f"{path}: feature {c} holds text in {wrong.sum()} of {len(both)} rows, "
-                           f"the first '{first}'; mend them or leave the feature out")
+    index = [(k, n) for k, n in enumerate(both.index.names) if n is not None]
+    levels = {n if "Metadata_" in str(n) or n in both else f"Metadata_{n}": both.index.get_level_values(k)
+              for k, n in index}
+    if levels: both = both.reset_index(drop=True)
+    for name, values in reversed(levels.items()):
+        if name not in both: both.insert(0, name, values)
+        elif (both[name].astype(str) != values.astype(str)).any():
+            raise BadInput(f"{path}: its index and its column {name} do not say the same; remove one")
     return both
 
-def _open_table(path):  # -> DataFrame with rows; numbers as numbers
+def _open_table(path):  # -> DataFrame with rows; the usual mark of decimals of a csv, else None
     if not Path(path).is_file(): raise BadInput(f"there is no file {path}; give a table of profiles, .parquet or .csv")
-    try: both = _read(path)
+    try:
+        with open(path, "rb") as f: parquet = _is_parquet(path) or f.read(4) == b"PAR1"
+        both, usual = (_read_parquet(path), None) if parquet else _read_csv(path)
     except (ValueError, LookupError, TypeError, OSError, EOFError, zlib.error) as e:
         if isinstance(e, BadInput): raise
         why = " ".join(str(e).split())[:80]
         raise BadInput(f"{path} cannot be read as a table ({why}); "
                        "it is cut, empty or of another kind: write it anew") from e
     if not len(both): raise BadInput(f"{path} holds no row; give a table with a row a profile")
-    return _as_numbers(both, path)
+    if (twice := both.columns[both.columns.duplicated()]).size:
+        raise BadInput(f"{path}: two columns are called '{twice[0]}'; rename or remove one")
+    return both, usual
+
+# %% ../../nbs/830_profiling.profiles.ipynb #4bbdc76b
+_NUMBERING = r"(?:Image|Object|Table)_?Number$|Unnamed: \d+$"  # of CellProfiler, and of a csv with its index
+_OF_CELLS = r"(?:(?:Mean|Median|StDev)_)?(?:Cells|Cytoplasm|Nuclei)_(?!Metadata_)"  # compartments of CellProfiler
+_OF_IMAGE = r"Image_(?!Metadata_|FileName_|PathName_|URL_|MD5Digest_|ProcessingStatus)"
+_SAYS = set("plate well site row column compound concentration dose moa batch replicate".split())  # never a feature
+_NUMBER = (r"[-+]?(?:inf(?:inity)?|(?:\d+(?:[.,]\d*)?|[.,]\d+|\d{1,3}(?:[.,]\d{3})+(?:[.,]\d*)?)"
+           r"(?:e[-+]?\d+)?)")  # whichever mark it has
+_THOUSANDS = r"[-+]?[1-9]\d{0,2}(?:[.,]\d{3})+"  # what may be a number of thousands
+_TRUTH = {"true": 1., "false": 0.}
+_NOTHING = ["", *"na n/a #n/a #na nan -nan null none <na> 1.#ind -1.#ind 1.#qnan -1.#qnan".split()]
+
+def _plain(column):  # numbers as they are, nullable ones and truths as floats, all else as text
+    kind = column.dtype
+    if not pd.api.types.is_numeric_dtype(kind): return column.astype("str")
+    if not (pd.api.types.is_extension_array_dtype(kind) or kind == bool): return column
+    return pd.Series(column.to_numpy(float, na_value=np.nan), column.index)
+
+def _is_text(column): return not pd.api.types.is_numeric_dtype(column.dtype)
+
+def _share(column):  # of what stands there, how much is a number; 1 if nothing stands there
+    if not _is_text(column): return 1.
+    words = column.dropna().str.strip().str.lower()
+    words = words[~words.isin(_NOTHING)]
+    return (words.str.fullmatch(_NUMBER) | words.isin(_TRUTH)).mean() if len(words) else 1.
+
+def _mark(columns, usual, path):  # columns: what it is -> text; the mark of decimals of all of them
+    first, sure = {}, {mark: mark == usual for mark in ".,"}
+    for what, text in columns.items():
+        for mark in [m for m in ".," if not (m in first and sure[m])]:
+            having = text[text.str.contains(mark, regex=False, na=False)].str.strip()
+            having = having[having.str.lower().str.fullmatch(_NUMBER)] if len(having) else having
+            if not len(having): continue
+            first.setdefault(mark, f"'{having.iloc[0]}' ({what}, row {having.index[0]})")
+            sure[mark] |= not having.str.fullmatch(_THOUSANDS).all()
+    mark, *other = first or "."
+    if not other and (sure[mark] or not first): return mark
+    why = f"{first['.']} has a point and {first[',']} a comma" if other else f"{first[mark]} may mean thousands"
+    raise BadInput(f"{path}: {why}; write all numbers with a decimal point and no mark of thousands")
+
+def _as_numbers(text):  # with decimal points -> floats; the rows in which something else stands
+    number = pd.to_numeric(text, errors="coerce").astype(float)
+    if not number.isna().any(): return number, []
+    words = text[number.isna()].str.strip().str.lower()
+    wrong = words.notna() & ~words.isin([*_TRUTH, *_NOTHING])
+    return number.fillna(words.map(_TRUTH).astype(float)), [*words.index[wrong]]
+
+def _in_numbers(columns, usual, path):  # columns: what it is -> text, or numbers already -> numbers
+    texts = {what: column for what, column in columns.items() if _is_text(column)}
+    found = {what: _as_numbers(text) for what, text in texts.items()}
+    if usual == "," or any(wrong for _, wrong in found.values()):
+        if _mark(texts, usual, path) == ",":
+            found = {what: _as_numbers(text.str.replace(",", ".", regex=False)) for what, text in texts.items()}
+    for what, (_, wrong) in found.items():
+        if wrong: raise BadInput(f"{path}: {what} holds text in {len(wrong)} of {len(texts[what])} rows, the first "
+                                 f"'{texts[what][wrong].iloc[0]}' in row {wrong[0]}; mend them or leave it out")
+    return columns | {what: number for what, (number, _) in found.items()}
+
+# %% ../../nbs/830_profiling.profiles.ipynb #65e0b2cd
+def _matching(pattern, names): return np.array([bool(re.match(pattern, c)) for c in names], bool)
+
+def _measured(both, free, path):  # free: (columns,) True where nothing says yet what a column is -> True in features
+    of_cells, of_image = (_matching(p, both) & free for p in (_OF_CELLS, _OF_IMAGE))
+    rest = [c for c in both.columns[free & ~of_cells & ~of_image] if _share(both[c]) > .5]
+    says = [c for c in rest if of_cells.any() or c.lower() in _SAYS]
+    if says:
+        message = (f"{path}: columns of numbers that name no compartment (Cells_, Cytoplasm_, Nuclei_, Image_) are no "
+                   f"features and stay in the table ({', '.join(says[:9])}{', ...'*(len(says) > 9)})")
+        warnings.warn(message, stacklevel=3)
+    return of_cells | of_image | both.columns.isin(rest) & ~both.columns.isin(says)
 
 def _tell_numbering(both, counts, path):  # counts: (columns,) True where a column only numbers rows
     if counts.any():
@@ -365,32 +459,63 @@ def _tell_missing(features, path):  # values that are not there, by feature and 
                "e.g. feature_select(features, 'drop_na_columns', na_cutoff=0)")
     warnings.warn(message, stacklevel=3)
 
+def _as_said(column, path):  # a column of the table of a csv: NA is missing, but a name where the others are names
+    nothing = column.str.strip().str.lower().isin(_NOTHING)
+    called = nothing & (column.str.strip() != "")
+    named = column.name.lower() in ("plate", "well", "compound")
+    if not named or nothing[column.notna()].all(): return column.mask(nothing)
+    if called.any():
+        message = (f"{path}: the {column.name} '{column[called].iloc[0]}' is read as a name, not as missing "
+                   f"({called.sum()} rows, the first is row {called.idxmax()})")
+        warnings.warn(message, stacklevel=3)
+    return column.mask(nothing & ~called)
+
 # %% ../../nbs/830_profiling.profiles.ipynb #3b1db3e4
+def _named_table(table, names, path):  # columns as they are called here: without Metadata_, in lower case
+    short = {c: c.partition("Metadata_")[2].lower() if "Metadata_" in c else c for c in table}
+    given = {str(k).rpartition("Metadata_")[2].lower(): v for k, v in (names or {}).items()}
+    if lacking := sorted(set(given) - {v.lower() for v in short.values()}):
+        raise BadInput(f"{path} has no column Metadata_{lacking[0]} to rename; it has {', '.join(short)}")
+    named = table.rename(columns={c: given.get(v.lower(), v) for c, v in short.items()})
+    if (twice := named.columns[named.columns.duplicated()]).size:
+        raise BadInput(f"{path}: two columns mean '{twice[0]}'; remove one")
+    return named
+
 def read_profiles(
     path: str | Path,  # .parquet, .csv or .csv.gz with columns Metadata_* or Image_Metadata_*
     names: dict | None = None,  # other names of columns of the table, e.g. {"Metadata_pert_iname": "compound"}
     needs: Sequence[str] = ("compound", "moa"),  # columns that the table must have
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # features (n, d); table of all else, names without Metadata_ and in lower case
-    "Read profiles that pycytominer, CellProfiler or `write_profiles` wrote"
-    both = _open_table(path)
-    said = both.columns.astype(str).str.contains("^(?:Image_)?Metadata_")
+    """Read profiles that pycytominer, CellProfiler or `write_profiles` wrote
+
+    Features are the columns Cells_*, Cytoplasm_*, Nuclei_* (also Mean_Cells_* ...) and Image_*. If none is of a
+    compartment of cells, every other column of numbers is one too, but for plate, well, concentration and the like;
+    else other columns of numbers stay in the table, which is told. The table of a csv is text as it was written,
+    but for numbers in the column concentration."""
+    both, usual = _open_table(path)
+    both.columns = both.columns.astype(str)
+    said = _matching("(?:Image_)?Metadata_", both)
     if not said.any():
         raise BadInput(f"{path}: no column begins with Metadata_ or Image_Metadata_ (first: {both.columns[0]}); "
                        "name so what a row is")
-    counts = both.columns.astype(str).str.contains(_NUMBERING) & ~said
+    counts = _matching(_NUMBERING, both) & ~said
     _tell_numbering(both, counts, path)
-    number = np.array([pd.api.types.is_numeric_dtype(t) for t in both.dtypes]) & ~counts
-    short = {c: c.partition("Metadata_")[2].lower() if "Metadata_" in c else c for c in both.columns[said | ~number]}
-    given = {str(k).rpartition("Metadata_")[2].lower(): v for k, v in (names or {}).items()}
-    if lacking := sorted(set(given) - {v.lower() for v in short.values()}):
-        raise BadInput(f"{path} has no column Metadata_{lacking[0]} to rename; it has {', '.join(short)}")
-    table = both.loc[:, said | ~number].rename(columns={c: given.get(v.lower(), v) for c, v in short.items()})
-    if (twice := table.columns[table.columns.duplicated()]).size:
-        raise BadInput(f"{path}: two columns mean '{twice[0]}'; remove one")
+    plain = pd.DataFrame({c: _plain(both[c]) for c in both.columns[~said]})
+    measured = np.zeros(len(said), bool)
+    measured[~said] = _measured(plain, ~counts[~said], path)
+    if not measured.any():
+        raise BadInput(f"{path} holds no feature; call columns of numbers Cells_*, Cytoplasm_*, Nuclei_* or Image_*")
+    table, features = _named_table(both.loc[:, ~measured], names, path), plain[both.columns[measured]]
     if lacking := [c for c in needs if c not in table]:
-        raise BadInput(f"{path} has no column Metadata_{lacking[0]}; it has {', '.join(short)}; "
+        raise BadInput(f"{path} has no column Metadata_{lacking[0]}; it has {', '.join(both.columns[~measured])}; "
                        f"say which one means it (names={{'Metadata_...': '{lacking[0]}'}}), or do without (needs=())")
-    features = both.loc[:, ~said & number]
+    for c in table if usual else (): table[c] = _as_said(table[c], path)
+    found = {f"feature {c}": features[c] for c in features}
+    dose = _plain(table["concentration"]) if "concentration" in table else None
+    if dose is not None and _is_text(dose) and _share(dose): found["column concentration"] = dose
+    found = _in_numbers(found, usual or ".", path)
+    if "column concentration" in found: table["concentration"] = found.pop("column concentration")
+    features = pd.DataFrame(found).set_axis(features.columns, axis=1)
     _tell_missing(features, path)
     return features, table
 
