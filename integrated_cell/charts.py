@@ -168,6 +168,11 @@ def _few_ticks(ax, values):  # of a logarithmic axis with few settings: those, a
     ax.set_xticks(values, [f"{v:.3g}" for v in values])
     ax.minorticks_off()
 
+
+def _plain_ticks(axis, values):  # of a logarithmic axis over less than a decade: 0.135, not 1.35 times a power
+    if not 0 < (least := values.min()) < values.max() < 10*least: return
+    for of_ticks in (axis.set_major_formatter, axis.set_minor_formatter): of_ticks("{x:.3g}")
+
 # %% ../nbs/030_charts.ipynb #c21840c2
 @_unless_empty
 def along(
@@ -201,6 +206,7 @@ def along(
     for i, ax in enumerate(axes):  # labels where an axis is not that of its neighbour
         low, left = i + min(ncols, len(axes)) >= len(axes), i % ncols == 0
         if "x" in log: _few_ticks(ax, t[x] if sharex else t[x][t[panel] == names[i]])
+        if "y" in log: _plain_ticks(ax.yaxis, t.value if share else t.value[t[panel] == names[i]])
         ax.tick_params(labelbottom=low or not sharex, labelleft=left or not share)
         ax.set(xlabel=xlabel if low else "", ylabel=ylabel if left else "")
     plt.close(fig)
