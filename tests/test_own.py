@@ -336,6 +336,35 @@ def test_one_image_is_not_two_cells(tmp_path):
     assert "rows 1 and 2 of the table are the same cell of the same image" in said(prepare_table, table, None, *ROOM)
 
 
+def test_one_cell_is_not_in_two_rows_however_it_is_written(tmp_path):
+    image = named(tmp_path/"a.ome.tif", "m membrane", "s structure", "d dna")
+    (tmp_path/"b.ome.tif").symlink_to(image)
+    for other in (image, tmp_path/"b.ome.tif", f"../{tmp_path.name}/a.ome.tif"):
+        table = pd.DataFrame(dict(path=["a.ome.tif", str(other)], structure="a", cell_id=["one", "two"]))
+        assert "are the same cell of the same image" in said(checked_rows, table, tmp_path)
+    labels = pd.DataFrame(dict(path="a.ome.tif", structure="a", cell_mask="m.tif", label=["1", "01"], cell_id=["one", "two"]))
+    assert "are the same cell" in said(checked_rows, labels, tmp_path)
+
+
+@pytest.mark.parametrize("table, told", [
+    (dict(structure="a", group="g", split=["train", "test"]), "the group 'g' is in train and in test"),
+    (dict(structure=["lamin B1", "Lamin  b1"]), "the structures 'lamin B1' and 'Lamin  b1' differ in capitals"),
+    (dict(structure=["a", "a\u200b"]), "write them alike")])
+def test_rows_that_contradict_each_other(table, told):
+    assert told in said(checked_rows, pd.DataFrame(dict(path=["a.tif", "b.tif"], **table)))
+
+
+def test_several_cells_are_not_taken_for_one(tmp_path):
+    x = body()[0]
+    two = np.concatenate([x, x], -1)
+    path = ome(tmp_path/"two.ome.tif", two, Channel={"Name": ["membrane", "structure", "dna"]}, **UM)
+    assert "parts of like size" in said(one, tmp_path, path)
+    mask = np.concatenate([x[0] > 60]*2, -1)
+    tifffile.imwrite(tmp_path/"mask.tif", mask.astype(np.uint8))
+    assert "parts of like size" in said(one, tmp_path, path, cell_mask=str(tmp_path/"mask.tif"))
+    assert "all its cells have one number" in said(one, tmp_path, path, cells=str(tmp_path/"mask.tif"))
+
+
 def test_what_is_needed_is_asked_before_the_first_image(tmp_path, monkeypatch):
     paths = [str(named(tmp_path/f"{k}.ome.tif", "m membrane", "s structure", "d dna")) for k in range(3)]
     monkeypatch.setattr("integrated_cell.data.own.read_image", None)

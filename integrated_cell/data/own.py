@@ -11,6 +11,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -19,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import ndimage
 
 from .cells import Cells, split_by_hash
 from .image import (
     ROLES, channel_choice, image_files, image_name, is_pattern, pick_channels, read_image, read_labels, voxel_size)
 from .prepare import field_items, prepare_store, stand_in
-from .stack import LeftOut, is_cut, judge_labels, own_nuclei
+from .stack import LeftOut, is_cut, judge_labels, own_nuclei, require_one
 from ..results import BadInput
 
 # %% ../../nbs/290_data.own.ipynb #ceb2e5f1
@@ -138,12 +140,14 @@ def _names(table):
     return [short[p] + (f"_{r['label']}" if r.get("label") else "") for p, r in zip(first, table)]
 
 # %% ../../nbs/290_data.own.ipynb #acb030cd
-def _require_apart(rows):
-    "No two rows have one name, or are the same cell of the same image"
-    image, ids, seen = ("path", "membrane_path", "structure_path", "dna_path", "scene", "cell_mask", "label"), {}, {}
+def _require_apart(rows, folder):
+    "No two rows have one name, or are the same cell of the same image, however its path is written"
+    files, ids, seen = ("path", "membrane_path", "structure_path", "dna_path", "cell_mask"), {}, {}
+    real = {p: os.path.realpath(os.path.join(folder, p)) for row in rows for p in map(row.get, files) if p}
     for k, row in enumerate(rows, 1):
         of_group = ("structure", "channels") if row.get("group") else ()  # never parted, so two structures may be told
-        j = seen.setdefault(tuple(map(row.get, (*image, "group", *of_group))), k)
+        cell = row.get("scene"), row.get("label") and float(row["label"])
+        j = seen.setdefault((*(real.get(row.get(f)) for f in files), *cell, *map(row.get, ("group", *of_group))), k)
         if j < k:
             raise BadInput(f"rows {j} and {k} of the table are the same cell of the same image; say which cells they "
                            "are in cell_mask and label, give two structures of one cell a group of its own (group), "
@@ -156,10 +160,11 @@ def _require_apart(rows):
 # %% ../../nbs/290_data.own.ipynb #d5c8a956
 def with_ids(
     rows: list[dict],  # column -> text or None
+    folder: str | Path = "",  # that their paths are relative to
 ) -> list[dict]:  # the same with cell_id
     "A name for each row, and no two that are the same cell"
     for row, name in zip(rows, _names(rows)): row["cell_id"] = row.get("cell_id") or name
-    _require_apart(rows)
+    _require_apart(rows, folder)
     return rows
 
 # %% ../../nbs/290_data.own.ipynb #21a43851
@@ -214,6 +219,23 @@ def _told_apart(rows, by_fields):
             row["cell_id"] = f"{row['structure']}_{row['cell_id']}"
     return rows
 
+def _alike(name): return " ".join(unicodedata.normalize("NFKC", name).replace("\u200b", "").casefold().split())
+
+def _require_consistent(rows):
+    "A group is in one part of the split; no two classes look like one"
+    parts, classes = {}, {}
+    for k, row in enumerate(rows, 1):
+        if (said := row.get("split")) and (group := row.get("group")):
+            was, j = parts.setdefault(group, (said, k))
+            if was != said:
+                raise BadInput(f"rows {j} and {k} of the table: the group '{group}' is in {was} and in {said}, though "
+                               "a group is never parted; give all its rows one split")
+        name = row.get("structure") or ""
+        was, j = classes.setdefault(_alike(name), (name, k))
+        if was != name:
+            raise BadInput(f"rows {j} and {k} of the table: the structures '{was}' and '{name}' differ in capitals, "
+                           "spaces or invisible letters alone; write them alike, or give them names that differ")
+
 def checked_rows(
     table: pd.DataFrame,  # of a person
     folder: str | Path = "",  # that its paths are relative to
@@ -234,8 +256,9 @@ def checked_rows(
         except BadInput as e: raise BadInput(f"row {k} of the table {e}") from e
         rows += each
         by_fields += [is_pattern(row.get("path")) and not row.get("cell_id")]*len(each)
-    for row in with_ids(_told_apart(rows, by_fields)):
+    for row in with_ids(_told_apart(rows, by_fields), folder):
         if "group" in row: row["group"] = row["group"] or row["cell_id"]
+    _require_consistent(rows)
     return rows
 
 # %% ../../nbs/290_data.own.ipynb #c99ffbc1
@@ -270,6 +293,11 @@ def _only(mask, path):
                        "say which in label (--label), or name it in the column cells to take every cell")
     return mask > 0
 
+def _in_one(cell):
+    "The mask of one cell, which does not fall into several"
+    require_one(np.bincount(ndimage.label(cell, np.ones([3]*cell.ndim))[0].ravel())[1:])
+    return cell
+
 # %% ../../nbs/290_data.own.ipynb #0343ade4
 def own_masks(
     row: dict,  # column -> text or None
@@ -283,7 +311,7 @@ def own_masks(
     if cell is None:
         return dict(cell_mask=None, nucleus_mask=None if nucleus is None else _only(nucleus, row["nucleus_mask"]))
     label, whole = int(float(row.get("label") or 1)), not row.get("label")
-    if whole: cell = _only(cell, row["cell_mask"])*1
+    if whole: cell = _in_one(_only(cell, row["cell_mask"]))*1
     if not (cell == label).any():
         raise BadInput(f"{row['cell_mask']}: the mask has no voxel of label {label}; correct the table")
     if is_cut(cell == label): raise LeftOut("the border of the image cuts it")

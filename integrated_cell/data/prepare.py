@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .cells import Cells, check_place
 from .stack import (
-    LeftOut, framed_cell, judge_labels, own_nuclei, require_shape, subtract_background)
+    LeftOut, framed_cell, judge_labels, own_nuclei, require_one, require_shape, subtract_background)
 from .workers import crew, in_turn
 from ..results import BadInput
 
@@ -239,6 +239,9 @@ def field_items(
     if nuclei is not None: nuclei = own_nuclei(cells, _labels(nuclei, "nucleus", cells.shape))
     _check_channels(channels, cells.shape)
     if not (cells > 0).any(): raise BadInput(f"{row['cell_id']}: its cell labels hold no cell; all is background")
+    if cells.max() == cells[cells > 0].min():  # one number: one cell, or a mask of all
+        try: require_one(np.bincount(ndimage.label(cells, np.ones([3]*cells.ndim))[0].ravel())[1:])
+        except LeftOut as e: raise BadInput(f"all its cells have one number, and {e}") from None
     clean = [_without_background(c) for c in channels.values()]
     ends = [np.unique(cells.take(end, axis)) for axis in (-1, -2) for end in (0, -1)]
     cut = set(np.concatenate(ends).tolist()) if whole else set()

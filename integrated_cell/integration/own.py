@@ -47,6 +47,9 @@ def resolved(
 def _of_argument(path, row):
     "The rows that an argument of a command stands for"
     if path.lower().endswith(".csv"):
+        if beside := [c for c in ("cell_mask", "nucleus_mask", "cells", "nuclei", "label") if row.get(c)]:
+            raise BadInput(f"{path} is a table, and {', '.join(beside)} is given beside it; "
+                           "write it into the table, in a column of this name")
         said = {k: row[k] for k in ("channels", "axes", "scene", "voxel_um") if row.get(k)}
         rows = checked_rows(read_table(path), Path(path).parent, REFERENCE, **said)
         return [resolved(one, Path(path).parent) for one in rows]
