@@ -55,15 +55,15 @@ def _form(a): return f".{a.format}"
 
 def _integrate(a):
     from integrated_cell.integration.own import integrate_images
-    rows, (model, *_), left_out, notes = _own_rows(a), _conditional(a, "integrate structures"), [], []
-    how = dict(frame=a.frame, form=_form(a), left_out=left_out, notes=notes)
+    rows, (model, _, source), left_out, notes = _own_rows(a), _conditional(a, "integrate structures"), [], []
+    how = dict(frame=a.frame, form=_form(a), left_out=left_out, notes=notes, source=source)
     _tell(integrate_images(rows, model, a.out, **how), left_out, notes)
 
 
 def _variation(a):
     from integrated_cell.integration.own import vary_images
-    rows, (model, prior, _), left_out, notes = _own_rows(a), _conditional(a, "vary structures"), [], []
-    how = dict(frame=a.frame, form=_form(a), left_out=left_out, notes=notes)
+    rows, (model, prior, source), left_out, notes = _own_rows(a), _conditional(a, "vary structures"), [], []
+    how = dict(frame=a.frame, form=_form(a), left_out=left_out, notes=notes, source=source)
     _tell(vary_images(rows, model, prior, a.out, a.n, a.seed, **how), left_out, notes)
 
 
@@ -79,7 +79,7 @@ def _decode(a):
     from integrated_cell.integration.codes import decode_codes, read_codes
     model, _, source = _conditional(a, "decode structures")
     table = read_codes(a.codes, model.settings["n_latent_r"], source)
-    _tell(decode_codes(table, model, a.out, _form(a)), [], [])
+    _tell(decode_codes(table, model, a.out, _form(a), source), [], [])
 
 
 def _draw(a):

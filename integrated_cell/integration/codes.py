@@ -20,7 +20,7 @@ from torch import nn
 
 from ..data.cells import CHANNELS_R
 from .conditional import Conditional
-from .frame import FORMATS, write_ome
+from .frame import FORMATS, made_by, write_ome
 from .integrate import decode, integrate_latent
 from .own import place_of, read_cells, resolved
 from .prior import Flow, Normal
@@ -163,11 +163,13 @@ def decode_codes(
     model: Conditional,
     out: str | Path,  # folder for <cell>.decoded.ome.tif
     form: str = FORMATS[0],  # or the other of `FORMATS`
+    source: Source | None = None,  # of `models.take`: what the model is, for the description of each file
 ) -> list[Path]:  # the files, as the model sees cells
     "Codes as images (eqs 2, 12)"
     if Path(out).exists() and not Path(out).is_dir(): raise BadInput(f"{out} is a file; --out names a folder")
     return [write_ome(Path(out)/f"{name}.decoded{form}", np.rint(x*255).astype(np.uint8), channels,
-                      model.settings["voxel_um"]) for name, channels, x in _decoded(model, table)]
+                      model.settings["voxel_um"], made_by("decoded", f"the codes of {name}", source))
+            for name, channels, x in _decoded(model, table)]
 
 # %% ../../nbs/690_integration.codes.ipynb #c184590a
 def _require_known(structure, known):

@@ -20,7 +20,7 @@ from ..data.image import ROLES, channel_choice, channel_names, image_files, is_p
 from ..data.own import check_row, checked_rows, of_pattern, own_items, read_table, with_ids
 from ..data.stack import DoesNotFit, Frame, Framed, LeftOut, framed_cell
 from .conditional import Conditional
-from .frame import FORMATS, laid, write_ome
+from .frame import FORMATS, laid, made_by, write_ome
 from .integrate import draws, integrate
 from .prior import Flow, Normal
 from ..results import BadInput
@@ -160,6 +160,7 @@ def write_images(
     form: str = FORMATS[0],  # or the other of `FORMATS`
     left_out: list[str] | None = None,  # gets a sentence for each image that cannot be used; None: the first such stops
     notes: list[str] | None = None,  # gets a sentence for each cell of a field that cannot be used
+    source=None,  # of `models.take`: what the model is, for the description of each file
 ) -> list[Path]:  # the files
     "What a model draws for the cells of each image"
     if Path(out).exists() and not Path(out).is_dir(): raise BadInput(f"{out} is a file; --out names a folder")
@@ -176,7 +177,8 @@ def write_images(
             image = laid(drawn, own.cells, size or own.cells[0].frame.voxel_um)
             files = [(own.name, image, own.cells[0].frame.voxel_um)]
         else: files = [(name, np.rint(x*255).astype(np.uint8), size) for name, x in zip(own.names, drawn)]
-        written += [write_ome(Path(out)/f"{name}.{ending}{form}", x, channels, um) for name, x, um in files]
+        made = made_by(ending, next(str(v) for k, v in row.items() if k.endswith("path") and v), source)
+        written += [write_ome(Path(out)/f"{name}.{ending}{form}", x, channels, um, made) for name, x, um in files]
     return written
 
 # %% ../../nbs/590_integration.own.ipynb #0f5768f0
@@ -188,7 +190,7 @@ def integrate_images(
     rows: Sequence[dict],  # of `image_rows`
     model: Conditional,
     out: str | Path,  # folder for <name>.integrated.ome.tif
-    **how,  # frame, form, left_out, notes: of `write_images`
+    **how,  # frame, form, left_out, notes, source: of `write_images`
 ) -> list[Path]:  # the files
     "Algorithm 3: from membrane and DNA the most probable place of every structure"
     names = ["membrane", "dna", *model.classes]
@@ -218,7 +220,7 @@ def vary_images(
     out: str | Path,  # folder for <name>.variation.ome.tif
     n: int = 100,  # samples of each structure in each cell
     seed: int = 0,  # of the noise, the same in every cell and structure
-    **how,  # frame, form, left_out, notes: of `write_images`
+    **how,  # frame, form, left_out, notes, source: of `write_images`
 ) -> list[Path]:  # the files; 255 is the value 1, of the standard deviation too
     "Structures drawn again and again in cells of given shape (Algorithm 4)"
     if n < 2: raise BadInput(f"a variation needs two samples at least, not {n}; give more (-n)")
