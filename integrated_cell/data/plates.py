@@ -238,6 +238,13 @@ def _plate_crops(files, sites, size, nucleus_px, full, channels, workers, told):
         for row, (cut, about) in zip(rows, in_turn(_cut, jobs, workers)):
             yield from _named(row, cut, about, full, channels)
 
+def _sizes_told(table, nucleus_px):
+    "Whether nuclei are as large as was said; of those that were found well they measure a fifth more"
+    px = 2*np.sqrt(table.nuclear_px.median()/np.pi)
+    if 2/3 < px/nucleus_px < 1.6: return []
+    return [f"nuclei as they were cut measure {px:.0f} pixels across where nucleus_px says {nucleus_px:g}, so cells "
+            "may be torn apart or lost; measure some in an image and give their diameter (nucleus_px, --nucleus-px)"]
+
 def _empty_told(sites, table):
     "Sites and treatments without any cell"
     names = sites.plate + "/" + sites.well + "_s" + sites.site.astype(str)
@@ -338,7 +345,7 @@ def plate_cells(
             raise BadInput(f"{folder}: no cell was found on {counted(len(sites), 'site')}; "
                            f"check nucleus_px ({nucleus_px:g}) and the channels")
         table = pd.DataFrame(rows)
-        told += _empty_told(sites, table)
+        told += _empty_told(sites, table) + _sizes_told(table, nucleus_px)
         group = group or (_choose_group(table, told) if test_fraction else "plate")
         told += _held_out(table, test_fraction, group, split_seed)
         for line in told: print(line, file=sys.stderr)

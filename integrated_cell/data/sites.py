@@ -138,7 +138,8 @@ def _packed(folder):
     here = sorted(Path(folder).rglob("*"))
     found = [p for p in here if p.name.lower().endswith(_PACKS) and (p.suffix != ".zip" or p.parent != Path(folder))]
     names = listed([p.relative_to(folder) for p in found])
-    return f"{names} is not looked into: unpack it, or lay a .zip of it beside the tables" if found else ""
+    what = f"archives that are not looked into lie there, {names}: unpack them, or lay a .zip of each beside the tables"
+    return what if found else ""
 
 # %% ../../nbs/190_data.sites.ipynb #80ac76d6
 def _lacking(n, of, verb, names, plates):
