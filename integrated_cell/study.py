@@ -101,7 +101,8 @@ screen:
   shape: "96,96"                     # height and width of a cell's crop, pixels
   control: DMSO                      # what untreated wells are called in the table
   channels: "dna,tubulin,actin"      # the three stains, the nuclear one first
-  columns: ""                        # names that differ, e.g. "plate=Plate,well=Well"
+  columns: ""                        # names that differ, e.g. "plate=Plate,well=Well"; README.md lists them
+  nucleus_px: 0                      # diameter of a usual nucleus, pixels; 0: 30
   allow_missing: false               # true: go on without missing and damaged images
 cytogan: {models: "lsgan,bigan,vae", n_epochs: 20, batch_size: 32, width: 0.25, speed: 3, anneal: 0.5}
 phenotypes: {n_epochs: 10, n_splits: 4, n_steps: 100, n_filters: 8, batch_size_critic: 16, lr_critic: 1e-3}
@@ -110,10 +111,24 @@ algebra: {n_fit: 2500, n_try: 100, n_edit: 100}
 
 _READMES["plates"] = """# What is in this folder
 
-- `plates/` (you make it), laid out as BBBC021 is: `BBBC021_v1_image.csv`, a row a site (file and folder of each of
-  three stains, plate, well, replicate, compound, concentration), `BBBC021_v1_moa.csv` (compound, concentration,
-  mechanism), and a folder or a zip of images a plate. Columns and stains that are called otherwise are named in
-  `config.yaml`.
+- `plates/` (you make it), laid out as BBBC021 is: two tables, and a folder or a zip of images a plate (TIFF or PNG,
+  one plane of grey values a file).
+  - `BBBC021_v1_image.csv`, a row a site, with these columns; where yours is called otherwise, say it in `columns` of
+    `config.yaml` by the name that stands first here (`plate=Plate,well=Well`):
+
+    | name | column | what it says |
+    |---|---|---|
+    | dna, tubulin, actin | `Image_FileName_DAPI`, `Image_FileName_Tubulin`, `Image_FileName_Actin` | their files |
+    | folder | `Image_PathName_DAPI` | folder of the files; where it is missing, the plate's |
+    | plate, well, replicate | `Image_Metadata_Plate_DAPI`, `Image_Metadata_Well_DAPI`, `Replicate` | where it is |
+    | compound | `Image_Metadata_Compound` | what the well was given; controls too |
+    | concentration | `Image_Metadata_Concentration` | in µM; any other unit stands behind the number (300 nM) |
+    | batch | `Image_Metadata_Batch` | needless; otherwise what stands before `_` in a plate's name |
+
+    Stains with other names stand in `channels`; their files are then in `Image_FileName_<stain>`.
+  - `BBBC021_v1_moa.csv`, a row a treatment: `compound`, `concentration` (µM), `moa`, its mechanism. `columns` may
+    rename these too (`moa=MOA`).
+- Nuclei are looked for at 30 pixels across; where yours are of another size, say it in `nucleus_px`.
 - `config.yaml`: what is done with them.
 """ + _STEPS.format(first="Lay tables and plates into `plates/`.")
 
@@ -263,8 +278,12 @@ def look_at_plates(
 ) -> Checked:
     "Read the tables and all images of the plates that a study names"
     from integrated_cell import plot, sheet
+    from integrated_cell.data.plates import check_cut
     from integrated_cell.data.sites import image_files, read_plate_tables, read_site, readable
     p = _values(config, "screen")
+    if not p["folder"]: raise BadInput(f"{config['path']}: screen names no folder; give that of your tables and plates")
+    sides = [s.strip() for s in p["shape"].split(",") if s.strip()]
+    check_cut([int(s) if s.isdigit() else 0 for s in sides], p["nucleus_px"] or 30)
     stains, plates = ([s.strip() for s in p[k].split(",") if s.strip()] for k in ("channels", "plates"))
     named = dict(control=p["control"], columns=p["columns"], channels=tuple(stains))
     sites = read_plate_tables(p["folder"], p["allow_missing"], plates or None, **named)

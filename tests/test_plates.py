@@ -1,4 +1,5 @@
 "Plates of fields to single cells: tables that lack images, files that are damaged, a small plate, real crops, fields"
+import gzip
 import hashlib
 import io
 import os
@@ -20,7 +21,7 @@ from integrated_cell.data.plates import (
     _crop_images, _true_range, crop_cells, crops, illumination, luminance, plate_cells, segment_field,
 )
 from integrated_cell.data.prepare import field_cells
-from integrated_cell.data.sites import CHANNELS, COLUMNS, image_files, read_plate_tables, read_site
+from integrated_cell.data.sites import CHANNELS, COLUMNS, image_files, read_plate_tables, read_site, readable
 from integrated_cell.results import BadInput
 from integrated_cell.simulation.screen import draw_plates, simulate_field
 
@@ -153,6 +154,7 @@ DOSE, GIVEN_AS, WELL = "Image_Metadata_Concentration", "Image_Metadata_Compound"
     (lambda s: s, (("DMSO", 0, "DMSO"), ("STA-1", 30.000003, "Microtubule stabilizers")), {}, ["count as one (1)"]),
     (lambda s: s, (("dmso", 0, "DMSO"), ("sta-1", "30 µM", "Microtubule stabilizers")), {}, ["30 µM = STA-1"]),
     (lambda s: pd.concat([s, s[:1].assign(**{WELL: "B2"})]), None, {}, ["B2 for B02 on Week1_22123"]),
+    (lambda s: s, None, dict(sep="|", encoding="utf-16"), []),
 ])
 def test_tables_that_mean_the_same_say_the_same(tmp_path, change, moas, csv, told):
     right = read_plate_tables(written(tmp_path/"right"))
@@ -170,11 +172,40 @@ def test_tables_that_mean_the_same_say_the_same(tmp_path, change, moas, csv, tol
     (lambda s: s, (("STA-7", 30, "Eg5 inhibitors"),), "has STA-1 at 30 µM, the other STA-7"),
     (lambda s: pd.concat([s, s[:1].assign(**{WELL: "B2", GIVEN_AS: "STA-1"})]), None, "lists site 1 of well B02"),
     (lambda s: s.rename(columns={WELL: "Well"}), None, "no column Image_Metadata_Well_DAPI; .* --columns"),
+    (lambda s: s.assign(**{GIVEN_AS + " ": "STA-1"}), None, "has the column Image_Metadata_Compound twice"),
+    (lambda s: s.assign(Batch=1, Image_Metadata_Batch=2), None, "has batches in Batch and in Image_Metadata_Batch"),
+    (lambda s: s.assign(**{DOSE: ["1.000", *["0,3"]*11]}), None, "has the concentration '1.000' in line 2"),
+    (lambda s: s[:0], None, "image.csv has no row below the names"),
+    (lambda s: s, (("STA-1", 30, "NA"),), "moa.csv names no mechanism"),
+    (lambda s: s, (("STA-1", 30, "dmso"),), "gives STA-1 at 30 µM the mechanism dmso, the name of"),
 ])
 def test_tables_that_cannot_be_meant_so(tmp_path, change, moas, says):
     written(tmp_path, change, **(dict(moas=moas) if moas else {}))
     with pytest.raises(BadInput, match=says) as e: read_plate_tables(tmp_path)
     assert "\n" not in str(e.value)
+
+
+def test_tables_as_spreadsheets_write_them(tmp_path):
+    right = read_plate_tables(written(tmp_path/"right"))
+    path, moa = (written(tmp_path/"own", sep=";")/f"BBBC021_v1_{t}.csv" for t in ("image", "moa"))
+    text = path.read_text()
+    path.write_text("sep=;\n" + text)
+    moa.write_text(moa.read_text().replace("moa", "MOA"))
+    assert read_plate_tables(tmp_path/"own", columns="moa=MOA").equals(right)
+    lines = text.splitlines(); bad = ";".join(lines[3].split(";")[:-1] + ["x"])
+    for content, says in (("# by robot\n" + text, "begins with the comment '# by robot'"),
+                          (text.replace(";", " "), "by no comma, semicolon, tab or |"),
+                          (text.replace(";30", ";30 µM").encode("cp1252"), "save it as UTF-8"),
+                          (text + lines[1] + ";more\n", "more values in line 14 than columns"),
+                          ("sep=;\n" + "\n".join([*lines[:3], bad]), "the concentration 'x' in line 5")):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(BadInput, match=says) as e: read_plate_tables(tmp_path/"own", columns="moa=MOA")
+        assert "\n" not in str(e.value)
+    path.with_name(path.name + ".gz").write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(BadInput, match="image.csv.gz differ"): read_plate_tables(tmp_path/"own", columns="moa=MOA")
+    for name in ("None", "NA"):
+        own = written(tmp_path/name, lambda s: s.assign(**{GIVEN_AS: s[GIVEN_AS].replace("DMSO", name)}))
+        assert read_plate_tables(own, control=name).equals(right)
 
 
 def test_the_control_and_the_columns_have_other_names(tmp_path):
@@ -228,6 +259,45 @@ def test_an_image_that_may_be_two_is_named(tmp_path):
     assert read_plate_tables(tmp_path).dna[0].startswith("P1/images/")
 
 
+def test_one_file_never_serves_two_sites(tmp_path):
+    sites = [row | dict(folder=row["plate"], dna=f"{row['well']}_s1_w1.tif", tubulin=f"{row['well']}_s1_w2.tif",
+                        actin=f"{row['well']}_s1_w4.tif") for row in rows(sites=1)]
+    write(tables(tmp_path, sites), sites)
+    first, second = (tmp_path/p for p in ("Week1_22123", "Week1_22141"))
+    told = [t for t in read_plate_tables(tmp_path).attrs["told"] if "copied" in t]
+    shutil.rmtree(second); shutil.copytree(first, second)
+    copied = read_plate_tables(tmp_path).attrs["told"]
+    assert not told and "copied from the other: B02_s1_w1.tif of Week1_22123 and Week1_22141" in copied[0]
+    one = second/sites[0]["tubulin"]
+    def whole(): shutil.rmtree(second); second.symlink_to(first)
+    def hard(): one.unlink(); os.link(first/one.name, one)
+    def soft(): one.unlink(); one.symlink_to(first/one.name)
+    for link in (soft, hard, whole):
+        link()
+        with pytest.raises(BadInput, match="are one file, by a link, which would be (dna|tubulin) of Week1_22123/B02"):
+            read_plate_tables(tmp_path)
+
+
+@pytest.mark.parametrize("how, says", [
+    ("TimePoint_1", "but Week1_22123/TimePoint_1/.*tif lies there and the table says Week1_22123/"),
+    ("capitals", "but WEEK1_22123/.*tif lies there"), ("ending", "but Week1_22123/.*tiff lies there"),
+    ("pack", "not looked into lie there, Week1_22123.tar.gz, Week1_22141.tar.gz: unpack"),
+    ("gone", "fetch the plates")])
+def test_images_that_lie_elsewhere_are_named(tmp_path, how, says):
+    sites = rows(sites=1)
+    write(tables(tmp_path, sites), sites)
+    for plate in ("Week1_22123", "Week1_22141"):
+        old = tmp_path/plate
+        if how == "capitals": old.rename(tmp_path/plate.upper())
+        if how == "ending": [p.rename(p.with_suffix(".tiff")) for p in [*old.iterdir()]]
+        if how == "pack": shutil.make_archive(str(old), "gztar", old)
+        if how == "TimePoint_1":
+            old.rename(tmp_path/"old"); old.mkdir(); (tmp_path/"old").rename(old/how)
+        elif how in ("pack", "gone"): shutil.rmtree(old)
+    with pytest.raises(BadInput, match=says) as e: read_plate_tables(tmp_path)
+    assert "\n" not in str(e.value) and ("fetch" in str(e.value)) == (how == "gone")
+
+
 def test_linked_plates_are_followed_and_circles_are_not(tmp_path):
     sites = rows()
     write(tmp_path/"store", sites); tables(tmp_path/"mine", sites)
@@ -239,7 +309,7 @@ def test_linked_plates_are_followed_and_circles_are_not(tmp_path):
 def test_no_tables(tmp_path):
     with pytest.raises(BadInput, match="has no BBBC021_v1_image.csv"): read_plate_tables(tmp_path)
     (tmp_path/"BBBC021_v1_image.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadInput, match="cannot be read as a table|no column"): read_plate_tables(tmp_path)
+    with pytest.raises(BadInput, match="save it as UTF-8"): read_plate_tables(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ images
@@ -404,8 +474,13 @@ def test_images_that_are_no_plane_of_grey_values(tmp_path):
     def noise(i, row): return np.random.default_rng(i).integers(0, 4096, (3, 32, 40)).astype(np.uint16)
     write(tables(tmp_path, sites), sites, noise)
     bad = tmp_path/"P1"/sites[0]["tubulin"]
-    hollow = np.full((32, 40), np.nan, np.float32)
-    for x, says in ((np.zeros((32, 40, 3), np.uint8), "is uint8 of shape"),
+    hollow, colours = np.full((32, 40), np.nan, np.float32), np.random.default_rng(0).integers(0, 2**16, (3, 256))
+    kinds = {"says that 0 is white": dict(photometric="miniswhite"),
+             "has a palette of colours": dict(photometric="palette", colormap=colours.astype(np.uint16))}
+    for says, how in kinds.items():
+        tifffile.imwrite(bad, np.zeros((32, 40), np.uint8), **how)
+        with pytest.raises(BadInput, match=says): plate_cells(tmp_path)
+    for x, says in ((np.zeros((32, 40, 3), np.uint8), "is uint8 of shape .* save each stain as a grey file"),
                     (np.zeros((32, 40), np.uint8), "one size and type"),
                     (np.zeros((32, 40), bool), "is bool"), (hollow, "values that are not finite")):
         tifffile.imwrite(bad, x)
@@ -488,6 +563,10 @@ def test_a_damaged_image_is_left_out_on_request_and_found_before_any_work(small,
     held_out = [t for t in cells.provenance["told"] if "% of the cells are held out for testing" in t]
     assert "where 10% was asked for" in held_out[0] and "2 plates" in held_out[0]
     assert main([*call, "--allow-missing"]) == 0, "a store is made anew in its own place"
+    table = read_plate_tables(folder, plates=["Week1_22141", "Week1_22123"]); files = image_files(folder)
+    for key in table.dna[(table["compound"] == "STA-1") & (table.plate == "Week1_22141")]: (folder/key).write_bytes(b"")
+    _, told, _ = readable(files, table, allow_missing=True)
+    assert told[1].startswith("without these sites: compounds on one plate only (1)")
 
 
 def test_a_damaged_entry_of_a_zip_is_named(tmp_path):

@@ -7,8 +7,12 @@ __all__ = ['image_files', 'read_plate_tables', 'Damaged', 'read_channel', 'read_
 
 # %% ../../nbs/190_data.sites.ipynb #c99d8fe8
 import io
+import os
 import warnings
+import zlib
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -70,13 +74,72 @@ def _find(table, files):
     found = {c: pd.Series(paths[c], table.index, object) for c in CHANNELS}
     return table.drop(columns=_folders(table)).assign(**found), called
 
-def _require_own(table, folder):
-    "No image serves two sites or two stains"
+def _stat(source, name): return os.stat(source.path/name if source.zip is None else source.path)
+
+def _file(source, name):
+    "Which file of the disk this is, by whatever path or link"
+    at = _stat(source, name)
+    return f"{at.st_dev} {at.st_ino} {name if source.zip else ''}"
+
+def _require_own(table, files, folder):
+    "No file serves two sites or two stains"
     long = table[list(CHANNELS)].stack()
-    if not (twice := long.duplicated()).any(): return
-    path = long[twice].iloc[0]
-    a, b = ("{1} of {plate}/{well}_s{site}".format(*i, **table.loc[i[0]]) for i in long.index[long == path][:2])
+    real = long.map(lambda key: _file(*files[key]))
+    if not (twice := real.duplicated()).any(): return
+    two = long[real == real[twice].iloc[0]][:2]
+    a, b = ("{1} of {plate}/{well}_s{site}".format(*i, **table.loc[i[0]]) for i in two.index)
+    path = two.iloc[0] if two.nunique() < 2 else f"{two.iloc[0]} and {two.iloc[1]} are one file, by a link, which"
     raise BadInput(f"{folder}: {path} would be {a} and {b}; name each image's own folder and file in the image table")
+
+# %% ../../nbs/190_data.sites.ipynb #97b99f09
+def _size(source, name):
+    "Bytes of an image"
+    return _stat(source, name).st_size if source.zip is None else source.zip.getinfo(name).file_size
+
+def _sums(of, files):
+    "Plates by the sum of their image's bytes; what cannot be read is told later"
+    plates = {}
+    for plate, (source, name) in ((plate, files[key]) for plate, key in of.items()):
+        with suppress(BadInput, OSError): plates.setdefault(zlib.crc32(source.read(name)), []).append(plate)
+    return plates.values()
+
+def _copies_told(table, files, most=3):
+    "Plates of which one of the first images has the same name and the same bytes"
+    named, looked, same = {}, Counter(), {}
+    for plate, key in zip(table.plate, table.dna):
+        named.setdefault((_parts(key)[-1], _size(*files[key])), {})[plate] = key
+    for (name, _), of in named.items():
+        of = {plate: key for plate, key in of.items() if looked[plate] < most}
+        if len(of) < 2: continue
+        looked.update([*of])
+        same = {" and ".join(plates): name for plates in _sums(of, files) if len(plates) > 1} | same
+    said = [f"{name} of {plates}" for plates, name in same.items()]
+    return [f"plates that hold an image of the same name and the same bytes ({len(said)}), as if one were copied from "
+            f"the other: {listed(said)}"] if said else []
+
+# %% ../../nbs/190_data.sites.ipynb #795e8055
+_PACKS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar", ".zip")
+
+def _lying(table, called, files, plates):
+    "Where an image lies whose folder, ending or capitals the table writes otherwise; empty: nowhere"
+    used, stems = {*table[list(CHANNELS)].stack()}, {}
+    plates = {p.casefold() for p in plates}
+    for key in files.keys() - used: stems.setdefault(PurePosixPath(key).stem.casefold(), []).append(key)
+    for plate, names in zip(table.plate, called.where(table[list(CHANNELS)].isna()).to_numpy()):
+        for name in (n for n in names if isinstance(n, str)):
+            for key in sorted(stems.get(PurePosixPath(name).stem.casefold(), ())):
+                if {*_parts(key.casefold())} & (plates - {plate.casefold()}): continue
+                return (f"but {key} lies there and the table says {name} of plate {plate}: write folders "
+                        f"({_FOLDER}) and files as they are called, capitals too")
+    return ""
+
+def _packed(folder):
+    "Archives in which the images may be; empty: none"
+    here = sorted(Path(folder).rglob("*"))
+    found = [p for p in here if p.name.lower().endswith(_PACKS) and (p.suffix != ".zip" or p.parent != Path(folder))]
+    names = listed([p.relative_to(folder) for p in found])
+    what = f"archives that are not looked into lie there, {names}: unpack them, or lay a .zip of each beside the tables"
+    return what if found else ""
 
 # %% ../../nbs/190_data.sites.ipynb #80ac76d6
 def _lacking(n, of, verb, names, plates):
@@ -124,35 +187,49 @@ def read_plate_tables(
     if unknown:
         there = listed(sorted(table.plate.unique()))
         raise BadInput(f"{folder} has no plate {listed(unknown)} in its image table; it has {there}")
+    all_plates = {*table.plate}
     if plates: table = table[table.plate.isin(plates)]
-    table, called = _find(table, image_files(folder))
+    files = image_files(folder)
+    table, called = _find(table, files)
     lost = table[list(CHANNELS)].isna()
     here, missing = ~lost.any(axis=1), [*called.to_numpy()[lost.to_numpy()]]
     where = sorted(table.plate[~here].unique())
     lacking = [_lacking((~here).sum(), len(table), "lack", missing, where)] if missing else []
+    there = _lying(table, called, files, all_plates) or _packed(folder) if missing else ""
+    if there: lacking[0] += f"; {there}"
+    what = there or "fetch the plates"
     if not here.any():
-        raise BadInput(f"{folder} has none of the images of its table, e.g. {missing[0]}; fetch the plates")
+        raise BadInput(f"{folder} has none of the images of its table, e.g. {missing[0]}; {what}")
     if missing and not allow_missing:
-        raise BadInput(f"{folder}: {lacking[0]}; fetch them, or go on without (allow_missing, --allow-missing)")
+        what = lacking[0] if there else f"{lacking[0]}; fetch them"
+        raise BadInput(f"{folder}: {what}, or go on without (allow_missing, --allow-missing)")
     table = table[here].reset_index(drop=True)
-    _require_own(table, folder)
-    table.attrs = dict(told=[*lacking, *told, *_batches_told(table), *_treatments_told(table)], missing=missing)
+    _require_own(table, files, folder)
+    told = [*lacking, *_copies_told(table, files), *told]
+    table.attrs = dict(told=[*told, *_batches_told(table), *_treatments_told(table)], missing=missing)
     return table
 
 # %% ../../nbs/190_data.sites.ipynb #81f59bd4
 class Damaged(BadInput):
     "A file that cannot be read, which `allow_missing` leaves out"
 
+_NOT_GREY = {"P": "has a palette of colours", "1": "is black and white"}
+
 def _png(content):
-    "(Y, X) of a grey PNG; of any other more axes than that"
+    "(Y, X) of a grey PNG, of another more axes; why they are no grey values"
     with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         warnings.simplefilter("ignore")
-        deep, palette = image.mode.startswith("I"), image.mode in ("P", "1")
-        return np.asarray(image, np.uint16) if deep else np.asarray(image.convert("RGB") if palette else image)
+        return np.asarray(image, np.uint16 if image.mode.startswith("I") else None), _NOT_GREY.get(image.mode, "")
 
 def _tiff(content):
+    "Likewise of a TIFF; a palette that only gets lighter is a display of grey values"
     with hushed(), tifffile.TiffFile(io.BytesIO(content)) as f:
-        return f.asarray() if len(f.series) == 1 else np.zeros((len(f.series), *f.series[0].shape), bool)
+        page, x = f.series[0].keyframe, f.series[0].asarray()
+        if len(f.series) > 1: return x, f"holds {len(f.series)} images"
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and x.dtype != bool:
+            return x, "says that 0 is white (its tag PhotometricInterpretation is MINISWHITE)"
+        colours = page.colormap if page.photometric == tifffile.PHOTOMETRIC.PALETTE else None
+        return x, "" if colours is None or (np.diff(colours.astype(int)) >= 0).all() else _NOT_GREY["P"]
 
 def read_channel(
     files: dict,  # of `image_files`
@@ -161,14 +238,16 @@ def read_channel(
     "One channel of one site, as it is; axes of length 1 are dropped"
     source, name = files[key]
     kind, read = ("PNG", _png) if name.lower().endswith(".png") else ("TIFF", _tiff)
-    try: x = read(source.read(name))
+    try: x, why = read(source.read(name))
     except Exception as e:
         raise Damaged(f"{source.path/name} cannot be read as {kind} ({type(e.__cause__ or e).__name__}), "
                       "so it is damaged or cut short; put a whole copy in its place, "
                       "or go on without its site (allow_missing, --allow-missing)") from e
     plane = x.reshape([n for n in x.shape if n > 1]) if x.ndim > 2 else x
-    if plane.ndim != 2 or x.dtype.kind not in "uif":
-        raise BadInput(f"{key} is {x.dtype} of shape {x.shape} where one plane of grey values is needed")
+    if why or plane.ndim != 2 or x.dtype.kind not in "uif":
+        why = why or f"is {x.dtype} of shape {x.shape}"
+        raise BadInput(f"{key} {why}, and one plane of grey values with 0 for black is needed; "
+                       "save each stain as a grey file of its own, and of a stack one plane or its maximum")
     if np.isfinite(plane).all(): return plane
     raise Damaged(f"{source.path/name} has grey values that are not finite; repair it, "
                   "or go on without its site (allow_missing, --allow-missing)")
@@ -216,4 +295,5 @@ def readable(
     plates = sorted(sites.plate[list(damaged)].unique())
     what = _lacking(len(damaged), len(sites), "hold", names, plates) + "; left out"
     if len(damaged) == len(sites): raise BadInput(f"no site is left: {what}")
-    return sites.drop(index=list(damaged)), [what], names
+    left, before = sites.drop(index=list(damaged)), _treatments_told(sites)
+    return left, [what, *(f"without these sites: {t}" for t in _treatments_told(left) if t not in before)], names

@@ -6,14 +6,18 @@
 __all__ = ['CHANNELS', 'COLUMNS', 'well_name', 'one_spelling', 'micromolar', 'one_dose', 'column_names', 'batch_of', 'site_table']
 
 # %% ../../nbs/180_data.wells.ipynb #56b79235
+import codecs
+import csv
+import gzip
+import io
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .archive import dialect
 from ..results import BadInput
 
 # %% ../../nbs/180_data.wells.ipynb #83a9c81f
@@ -37,8 +41,8 @@ def one_spelling(
 # %% ../../nbs/180_data.wells.ipynb #f8ad6f4b
 _MICROMOLAR = {"": 1., "m": 1e6, "mm": 1e3, "um": 1., "nm": 1e-3, "pm": 1e-6}
 
-def _dose(written):  # '0,1 uM' -> .1; NaN where it is not understood: 1,000 may be one or a thousand
-    if re.match(r"\s*[1-9]\d*,\d{3}\b", str(written)): return np.nan
+def _dose(written, marks=","):  # '0,1 uM' -> .1; NaN where it is not understood: 1,000 may be one or a thousand
+    if re.match(rf"\s*[1-9]\d*[{marks}]\d{{3}}\b", str(written)): return np.nan
     found = re.fullmatch(r"([-+.,\de]+?)\s*([a-zμ]*)", str(written).strip().casefold())
     try: return float(found[1].replace(",", "."))*_MICROMOLAR[found[2].replace("μ", "u")]
     except (TypeError, ValueError, KeyError): return np.nan
@@ -48,7 +52,9 @@ def micromolar(
     where: str,  # the table, for the sentence
 ) -> pd.Series:  # float; missing where nothing is written
     "Concentrations in µM"
-    dose = written.astype(float) if pd.api.types.is_numeric_dtype(written) else written.map(_dose).astype(float)
+    marks = ",." if written.astype(str).str.contains(",").any() else ","  # 1.000 beside 0,3 may be a thousand
+    numbers = pd.api.types.is_numeric_dtype(written)
+    dose = written.astype(float) if numbers else written.map(lambda w: _dose(w, marks)).astype(float)
     wrong = written.notna() & ~(np.isfinite(dose) & (dose >= 0))
     if not wrong.any(): return dose
     first = wrong.idxmax()
@@ -77,7 +83,8 @@ COLUMNS = {  # of BBBC021's image table, and what they are called here
     "Image_FileName_DAPI": "dna", "Image_FileName_Tubulin": "tubulin", "Image_FileName_Actin": "actin",
     "Image_PathName_DAPI": "folder", "Image_Metadata_Plate_DAPI": "plate", "Image_Metadata_Well_DAPI": "well",
     "Replicate": "replicate", "Image_Metadata_Compound": "compound", "Image_Metadata_Concentration": "concentration"}
-_NAMES = ("folder", "plate", "well", "compound", "moa")  # never numbers: a plate may be 007
+_GIVEN = ["compound", "concentration"]
+_UNKNOWN = ("na", "n/a", "#n/a", "nan", "none", "null")  # a mechanism that nobody knows
 
 # %% ../../nbs/180_data.wells.ipynb #aac29013
 def counted(n, one):
@@ -109,26 +116,68 @@ def column_names(
     known |= said
     return dict(zip(CHANNELS, (known.pop(c) for c in channels))) | known
 
-# %% ../../nbs/180_data.wells.ipynb #e1a56f9b
-def _read_csv(folder, name, names, optional=()):
-    "The table of this name somewhere in the folder, in our names"
+# %% ../../nbs/180_data.wells.ipynb #8463a967
+def _text(path):
+    "What a table says, as it is or gzipped: UTF-8, or UTF-16 where its first bytes say so"
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as f: raw = f.read()
+    except (OSError, EOFError, zlib.error) as e:
+        why = f"({type(e).__name__}); it is cut or damaged: get it again"
+        raise BadInput(f"{path} cannot be read as a table {why}") from e
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try: text = raw.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError: text = "\0"
+    if "\0" not in text: return re.sub("\r\n?", "\n", text)
+    raise BadInput(f"{path} is not written in UTF-8; save it as UTF-8 (Excel: CSV UTF-8)")
+
+def _lines(path, text):
+    "Line number and values of each line; what parts them is the commonest mark of the first, or what Excel's sep= says"
+    first = text.split("\n", 1)[0]
+    said = re.fullmatch(r'"?sep=([,;\t|])"?[,;\t| ]*', first, re.I)
+    if said: text = text[len(first) + 1:]
+    names = re.sub('"[^"]*"', "", text.split("\n", 1)[0])
+    if names.startswith("#"):
+        raise BadInput(f"{path} begins with the comment '{names[:40]}'; remove it, the first line names the columns")
+    sep = said[1] if said else max(",;\t|", key=names.count)
+    if sep not in names:
+        raise BadInput(f"{path}: the first line, which names the columns, parts them by no comma, semicolon, tab or |; "
+                       "save it with one of these")
+    reader = csv.reader(io.StringIO(text), delimiter=sep)
+    try: return [(reader.line_num + bool(said), [v.strip() for v in row]) for row in reader]
+    except csv.Error as e: raise BadInput(f"{path} cannot be read as a table ({e}); get it again") from e
+
+def _parsed(path, text):
+    "All as text, so that plate 007 and a control None keep their names; the index is the line number less 2"
+    (_, names), *rows = _lines(path, text)
+    rows, n = [(i, row) for i, row in rows if any(row)], len(names)
+    again = [c for k, c in enumerate(names) if c and c in names[:k]]
+    longer = [i for i, row in rows if any(row[n:])]
+    if again: raise BadInput(f"{path} has the column {again[0]} twice; keep the one that is meant")
+    if longer: raise BadInput(f"{path} has more values in line {longer[0]} than columns are named; correct the line")
+    if not rows: raise BadInput(f"{path} has no row below the names of its columns; fill it in")
+    values = [[v or None for v in (row + [""]*n)[:n]] for _, row in rows]
+    return pd.DataFrame(values, [i - 2 for i, _ in rows], names)
+
+# %% ../../nbs/180_data.wells.ipynb #bbd83af5
+def _table(folder, name):
+    "The table of this name somewhere in the folder, and its path"
     found = sorted(p for p in Path(folder).rglob(f"{name}.csv*") if p.name.removesuffix(".gz") == f"{name}.csv")
     if not found:
         raise BadInput(f"{folder} has no {name}.csv; fetch it with its source, or give the folder that holds it")
     found = [p for p in found if len(p.parts) == min(len(p.parts) for p in found)]
     if len({p.parent for p in found}) > 1:
         raise BadInput(f"{folder} has two tables of one name, {found[0]} and {found[-1]}; give the folder of one")
-    text = {long: str for short, long in names.items() if short in (*CHANNELS, *_NAMES)}
-    try: table = pd.read_csv(found[0], dtype=text, **dialect(found[0]))
-    except (OSError, ValueError, EOFError) as e:
-        raise BadInput(f"{found[0]} cannot be read as a table ({type(e).__name__}); get it again") from e
+    text, *others = map(_text, found)
+    if others and others[0] != text: raise BadInput(f"{found[0]} and {found[1]} differ; keep the one that is meant")
+    return _parsed(found[0], text), found[0]
+
+def _ours(table, path, names, optional=()):
+    "Its columns in our names"
     lacking = [long for short, long in names.items() if long not in table and short not in optional]
-    if lacking:
-        raise BadInput(f"{found[0]} has no column {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}; "
-                       "say what yours are called (columns, --columns)")
-    ours = pd.DataFrame({short: table[long] for short, long in names.items() if long in table})
-    for c in {*ours} & {*CHANNELS, *_NAMES}: ours[c] = ours[c].str.strip()
-    return ours, table
+    if not lacking: return pd.DataFrame({short: table[long] for short, long in names.items() if long in table})
+    raise BadInput(f"{path} has no column {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}; "
+                   "say what yours are called (columns, --columns)")
 
 # %% ../../nbs/180_data.wells.ipynb #08390257
 def _complete(images, name):
@@ -142,26 +191,30 @@ def _complete(images, name):
 def _read_images(folder, names):
     "BBBC021_v1_image.csv in our own names, complete, with a batch where it has one"
     names = {short: long for short, long in names.items() if short != "moa"}
-    images, table = _read_csv(folder, "BBBC021_v1_image", names, ["folder"])
-    batch = [c for c in table if re.fullmatch("(Image_)?(Metadata_)?Batch(_DAPI)?", str(c), re.I)][:1]
-    if batch and "batch" not in names: images["batch"] = table[batch[0]]
+    table, path = _table(folder, "BBBC021_v1_image")
+    images = _ours(table, path, names, ["folder"] if names["folder"] in COLUMNS else [])
+    batch = [c for c in table if re.fullmatch("(Image_)?(Metadata_)?Batch(_DAPI)?", c, re.I) and "batch" not in names]
+    if len(batch) > 1:
+        raise BadInput(f"{path} has batches in {' and in '.join(batch)}; say which (columns, batch={batch[0]})")
+    if batch: images["batch"] = table[batch[0]]
     if "folder" not in images: images["folder"] = images.plate
     for c in CHANNELS:  # a stain may have a folder of its own
         its = names[c].replace("FileName", "PathName")
         images[f"folder_{c}"] = table[its] if its in table and its != names[c] else images.folder
     images["concentration"] = micromolar(images.concentration, "BBBC021_v1_image.csv")
+    numbers = pd.to_numeric(images.replicate, errors="coerce")
+    if numbers.notna().all(): images["replicate"] = numbers
     return _complete(images, "BBBC021_v1_image.csv")
 
 def _read_moas(folder, names):
     "BBBC021_v1_moa.csv: the mechanism of each treatment"
-    columns = {c: c for c in ("compound", "concentration", "moa")}
-    own = {c: names[c] for c in columns if c in names}
-    try: moas, _ = _read_csv(folder, "BBBC021_v1_moa", columns)
-    except BadInput as usual:
-        try: moas, _ = _read_csv(folder, "BBBC021_v1_moa", columns | own)
-        except BadInput: raise usual from None
-    moas["concentration"] = micromolar(moas.concentration, "BBBC021_v1_moa.csv")
-    return _complete(moas.dropna(subset="moa"), "BBBC021_v1_moa.csv").assign(moa=one_spelling(moas.moa))
+    table, path = _table(folder, "BBBC021_v1_moa")
+    given = {c: names[c] if names[c] in table else c for c in _GIVEN}
+    moas = _ours(table, path, given | dict(moa=names.get("moa", "moa")))
+    moas = moas[moas.moa.notna() & ~moas.moa.str.casefold().isin(_UNKNOWN)]
+    if not len(moas): raise BadInput(f"{path} names no mechanism; write a row a treatment, its mechanism behind it")
+    moas = moas.assign(concentration=micromolar(moas.concentration, "BBBC021_v1_moa.csv"))
+    return _complete(moas, "BBBC021_v1_moa.csv").assign(moa=one_spelling(moas.moa))
 
 # %% ../../nbs/180_data.wells.ipynb #f186756a
 def batch_of(
@@ -174,18 +227,17 @@ def batch_of(
     return pd.Series("all", plate.index)
 
 # %% ../../nbs/180_data.wells.ipynb #2ecb79df
-_GIVEN = ["compound", "concentration"]
-
 def _in_one_language(images, moas):
     "Compounds and doses of both tables, each written in one way"
-    before = pd.concat([images[_GIVEN], moas[_GIVEN]], keys=["images", "moas"])
+    before = pd.concat([images[_GIVEN], moas[_GIVEN]], ignore_index=True)
     after = before.assign(compound=one_spelling(before.compound))
     after["concentration"] = one_dose(after.compound, after.concentration)
     other = (before != after).any(axis=1)
     said = sorted({f"{c} at {d:.12g} µM = {c1} at {d1:.12g} µM" for c, d, c1, d1 in
                    zip(*(t[c][other] for t in (before, after) for c in _GIVEN))})
     told = [f"treatments that only spelling or rounding keeps apart count as one ({len(said)}): {listed(said)}"]
-    return images.assign(**after.loc["images"]), moas.assign(**after.loc["moas"]), told if said else []
+    parts = (images, after[:len(images)]), (moas, after[len(images):])
+    return *(t.assign(**one.set_index(t.index)) for t, one in parts), told if said else []
 
 def _name_control(images, moas, control):
     "Whatever the control is called, its name is DMSO from here on"
@@ -195,6 +247,10 @@ def _name_control(images, moas, control):
                        f"{listed(images.compound.value_counts().index)}")
     if key != "dmso" and (names == "dmso").any():
         raise BadInput(f"the image table has DMSO beside the control '{control}'; one compound is the control")
+    other = moas[moas.moa.str.casefold().isin(["dmso", key]) & ~moas["compound"].str.casefold().isin(["dmso", key])]
+    for compound, dose, moa in other[[*_GIVEN, "moa"]].to_numpy()[:1]:
+        raise BadInput(f"BBBC021_v1_moa.csv gives {compound} at {dose:g} µM the mechanism {moa}, the name of the "
+                       "control; give it another, or say that this is the control (control, --control)")
     told = [] if key == "dmso" else [f"the control is {control}; from here on it is called DMSO"]
     def named(t): return t.assign(compound=t["compound"].mask(t["compound"].str.casefold() == key, "DMSO"))
     return named(images), named(moas), told
