@@ -521,3 +521,39 @@ def test_a_speck_is_no_cell(tmp_path):
     rows = {um: image_rows([tmp_path/"a.tif"], axes="CZYX", channels="membrane=0,dna=1", voxel_um=um) for um in ("1,1,1", ".1,.1,.1")}
     assert len(read_cells(rows["1,1,1"][0], model).cells) == 1
     with pytest.raises(BadInput, match="6 µm long.*correct the voxel size"): read_cells(rows[".1,.1,.1"][0], model)
+
+
+# ------------------------------------------------------------------------------------------------ what a file says is heard
+
+def described(path, x, names=(), scale=(1, .5, .2, .2), unit="micrometer", **more):
+    "An OME-Zarr whose description can be anything"
+    import zarr as z
+    group = z.open_group(path, mode="w")
+    group.create_array("0", shape=x.shape, dtype=x.dtype)[...] = x
+    axes = [dict(name="c", type="channel"), *(dict(name=a, type="space", unit=unit) for a in "zyx")]
+    level = dict(path="0", coordinateTransformations=[dict(type="scale", scale=list(scale))])
+    about = dict(version="0.5", multiscales=[dict(axes=axes, datasets=[level])], omero=dict(channels=[dict(label=n) for n in names]))
+    group.attrs["ome"] = about | more
+    return path
+
+
+SMALL = np.random.default_rng(0).integers(0, 255, (3, 5, 12, 16), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("names", [("dna", "membrane"), ("dna", "membrane", "structure", "none")])
+def test_a_file_names_as_many_channels_as_it_has(tmp_path, names):
+    told = f"names {len(names)} channels ({', '.join(names)}) and has 3; correct the names"
+    path = described(tmp_path/"a.ome.zarr", SMALL, names)
+    assert told in said(read_image, path) and told in said(read_image, path, channels=["membrane", "dna"])
+    xml = tifffile.TiffFile(ome(tmp_path/"a.ome.tif", SMALL, Channel={"Name": ["n"]*3}, **UM)).ome_metadata
+    xml = re.sub("<Channel .*(<TiffData)", "".join(f'<Channel Name="{n}"/>' for n in names) + "\\1", xml)
+    tifffile.imwrite(tmp_path/"a.ome.tif", SMALL, description=xml.encode(), metadata=None, photometric="minisblack")
+    assert told in said(read_image, tmp_path/"a.ome.tif")
+    assert read_image(described(tmp_path/"b.ome.zarr", SMALL, ["", ""]))[2] == ["0", "1", "2"], "no names are none too few"
+
+
+def test_colours_are_channels_of_one_name(tmp_path):
+    tifffile.imwrite(tmp_path/"a.ome.tif", SMALL[:, 0].transpose(1, 2, 0), photometric="rgb",
+                     metadata=dict(axes="YXS", Channel={"Name": "HE"}, PhysicalSizeY=.2, PhysicalSizeX=.2))
+    x, _, names = read_image(tmp_path/"a.ome.tif")
+    assert np.array_equal(x, SMALL[:, 0]) and names == ["HE"]*3

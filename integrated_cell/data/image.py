@@ -156,6 +156,15 @@ def _require_signal(stack, names, path):
         if c.min() == c.max(): raise BadInput(f"{path}: channel {name} is constant ({c.flat[0]}); it holds no image")
 
 # %% ../../nbs/280_data.image.ipynb #c0dc0bb3
+def _names(scene, n, path):
+    "A name for each of n channels, as the file gives them; empty where it gives none"
+    colours = scene.shape[scene.axes.index("S")] if "S" in scene.axes else 1
+    names = scene.channels if len(scene.channels) == n else [c for c in scene.channels for _ in range(colours)]
+    if len(names) == n: return names
+    if all(_NO_NAME.fullmatch(_plain(c)) for c in names): return [""]*n
+    raise BadInput(f"{path} names {len(names)} channels ({', '.join(str(c or i) for i, c in enumerate(names))}) and has {n}; "
+                   "correct the names in the file, or remove them and say which channel is which in channels")
+
 def read_image(
     path: str | Path,  # as `scenes` reads it
     voxel_um: Sequence[float] | None = None,  # (Z,) Y, X in micrometres; None: as the file says
@@ -167,7 +176,7 @@ def read_image(
     "One image with its size, or a sentence about what is wrong with it; an image of one plane has no Z axis"
     of = _quietly(one_scene, path, scene)
     stack = _quietly(_stack, of, axes, path)
-    names = of.channels if len(of.channels) == len(stack) else [""]*len(stack)
+    names = _names(of, len(stack), path)
     if channels: stack = stack[pick_channels(names, channels, choice, path)]
     size = tuple(float(v) for v in (_sizes(of, stack.ndim - 1, path) if voxel_um is None else voxel_um))
     if len(size) != stack.ndim - 1 or not all(0 < v < math.inf for v in size):
