@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from test_prepare import UM, body, ome, zarr
+from test_prepare import UM, body, imagej, ome, zarr
 
 from integrated_cell.data.checkup import look_at_all
 from integrated_cell.data.image import image_name, pick_channels, read_image, read_labels
@@ -557,3 +557,15 @@ def test_colours_are_channels_of_one_name(tmp_path):
                      metadata=dict(axes="YXS", Channel={"Name": "HE"}, PhysicalSizeY=.2, PhysicalSizeX=.2))
     x, _, names = read_image(tmp_path/"a.ome.tif")
     assert np.array_equal(x, SMALL[:, 0]) and names == ["HE"]*3
+
+
+def test_labels_of_planes_name_channels(tmp_path, right):
+    def made(labels): return imagej(tmp_path/"a.tif", body()[0][[2, 0, 1]], spacing=.5, unit="um", Labels=labels)
+    for labels in (["dna", "membrane", "structure"]*21, ["dna", "membrane", "structure"], ["dna\nz", "membrane", "structure"]*21):
+        made(labels)
+        assert np.array_equal(one(tmp_path, tmp_path/"a.tif")[0], right)
+    for labels in ([f"c:{c}/3 z:{z}/21 - a.czi" for z in range(21) for c in range(3)], [f"dna {z}" for z in range(63)], [""]*63):
+        made(labels)
+        assert read_image(tmp_path/"a.tif")[2] == ["0", "1", "2"], "these name planes"
+    made(["dna", "", ""]*21)
+    assert "called dna, 1, 2) is membrane" in said(one, tmp_path, tmp_path/"a.tif")

@@ -10,6 +10,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import unicodedata
 import warnings
 import xml.etree.ElementTree as ET
@@ -74,15 +75,22 @@ def _require_whole(xml, series, path):
     raise BadInput(f"{path} lacks planes that it names ({', '.join(gone[:3]) or 'they are not in the file'}); "
                    "put the files that belong together into one folder, or export the image again")
 
+def _labelled(about):
+    "Names of channels that ImageJ's labels of planes give, c fastest; one that changes with Z or counts names a plane"
+    labels, n = about.get("Labels") or [], int(about.get("channels", 1))
+    each = [{text.splitlines()[0].strip() for text in labels[c::n] if text.strip()} for c in range(n)]
+    names = [of.pop() if len(of) == 1 else "" for of in each]
+    return ["" if re.match(r"[czt]:\d+/\d+", name) else name for name in names]
+
 def _plain_scene(f, series, pixels):
-    "Of any other TIFF: ImageJ's unit and spacing, or the resolution"
+    "Of any other TIFF: ImageJ's labels, unit and spacing, or the resolution"
     about, tags = f.imagej_metadata or {}, f.pages[0].tags
     unit = about.get("unit") if f.is_imagej else getattr(getattr(tags.get("ResolutionUnit"), "value", 0), "name", "")
     sizes = dict(Z=micrometres(about.get("spacing"), unit))
     for axis in "YX":
         n, units = getattr(tags.get(f"{axis}Resolution"), "value", (0, 1))
         sizes[axis] = micrometres(units/n if n else 0, unit)
-    return Scene(series.name, series.axes, series.shape, pixels, [], sizes)
+    return Scene(series.name, series.axes, series.shape, pixels, _labelled(about), sizes)
 
 # %% ../../nbs/270_data.scenes.ipynb #4160786c
 @contextmanager
