@@ -9,7 +9,7 @@ import tifffile
 from test_prepare import UM, body, imagej, ome, zarr
 
 from integrated_cell.data.checkup import look_at_all
-from integrated_cell.data.image import image_name, pick_channels, read_image, read_labels
+from integrated_cell.data.image import ROLES, channel_choice, image_name, pick_channels, read_image, read_labels
 from integrated_cell.data.own import checked_rows, own_image, prepare_table, read_table
 from integrated_cell.data.stack import Frame
 from integrated_cell.inputs import _named_in
@@ -569,3 +569,13 @@ def test_labels_of_planes_name_channels(tmp_path, right):
         assert read_image(tmp_path/"a.tif")[2] == ["0", "1", "2"], "these name planes"
     made(["dna", "", ""]*21)
     assert "called dna, 1, 2) is membrane" in said(one, tmp_path, tmp_path/"a.tif")
+
+
+@pytest.mark.parametrize("channels, wanted, role, called", [
+    ("membrane=2,structure=1,dna=0", None, "membrane=2", "dna"), ("membrane=DNA,dna=membrane", None, "membrane=DNA", "dna"),
+    ("dna=1", ["membrane", "dna"], "dna=1", "Structure"), ("dna=0", ["dna"], "dna=0", "membrane")])
+def test_channels_that_contradict_the_file(channels, wanted, role, called):
+    names = ["membrane", "Structure ", "dna"]
+    told = said(pick_channels, names, *[wanted or ROLES], choice=channel_choice(channels), path="a.tif")
+    assert told.startswith(f"a.tif: channels say {role}, and the file calls that channel {called};")
+    assert pick_channels(["dna", "dna", "GFP"], choice=channel_choice("membrane=1,dna=0,structure=2")) == [1, 2, 0], "not clear"

@@ -58,6 +58,14 @@ def _chosen(channel, names, path):
     called = ", ".join(str(n or i) for i, n in enumerate(names))
     raise BadInput(f"{path}: no channel {channel}; it has {len(names)} ({called}), give a name or a number from 0")
 
+def _require_agreed(found, choice, names, path):
+    "No person calls a channel by one role and the file by another; a role that it gives to two channels is not clear"
+    plain = [_plain(n) for n in names]
+    for role, i in found.items():
+        if role in choice and plain[i] in set(ROLES) - {role} and plain.count(plain[i]) == 1:
+            raise BadInput(f"{path}: channels say {role}={choice[role]}, and the file calls that channel {names[i].strip()}; "
+                           "correct what is wrong, channels or the name in the file")
+
 def _require_apart(found, path):
     "No channel is two things"
     for role, i in found.items():
@@ -79,6 +87,8 @@ def pick_channels(
     if len(plain) == len(wanted) == len(ROLES) and not choice and not named: return [0, 1, 2]
     found = {role: _chosen(choice[role], names, path) for role in wanted if role in choice}
     found |= {role: plain.index(role) for role in wanted if role not in found and plain.count(role) == 1}
+    _require_apart(found, path)
+    _require_agreed(found, choice, names, path)
     lacking = [role for role in wanted if role not in found]
     if lacking:
         called = "called " + ", ".join(str(n or i) for i, n in enumerate(names)) if named else "without names"
@@ -86,7 +96,6 @@ def pick_channels(
         what = " and which ".join(lacking)
         raise BadInput(f"{path}: which of its {len(names)} channels ({called}) is {what}? say so by name or by number "
                        f"from 0 in channels (--channels): {fill_in}")
-    _require_apart(found, path)
     return [found[role] for role in wanted]
 
 # %% ../../nbs/280_data.image.ipynb #1fe1f882
