@@ -579,3 +579,22 @@ def test_channels_that_contradict_the_file(channels, wanted, role, called):
     told = said(pick_channels, names, *[wanted or ROLES], choice=channel_choice(channels), path="a.tif")
     assert told.startswith(f"a.tif: channels say {role}, and the file calls that channel {called};")
     assert pick_channels(["dna", "dna", "GFP"], choice=channel_choice("membrane=1,dna=0,structure=2")) == [1, 2, 0], "not clear"
+
+
+@pytest.mark.parametrize("ome", [False, True])
+def test_numbers_of_a_palette_are_labels_and_no_intensities(tmp_path, ome):
+    from PIL import Image
+    x, ramp = SMALL[0, 0], np.zeros((3, 256), np.uint16)
+    ramp[1] = np.arange(256)*257
+    said_of = dict(axes="YX", PhysicalSizeX=.2, PhysicalSizeY=.2) if ome else dict(axes="YX")
+    for name, colours in dict(green=ramp, inverse=ramp[:, ::-1]).items():
+        path = tmp_path/(f"{name}.ome.tif" if ome else f"{name}.tif")
+        tifffile.imwrite(path, x, photometric="palette", colormap=colours, metadata=said_of)
+        grey = Image.fromarray(x, "P")
+        grey.putpalette((colours.T//257).astype(np.uint8).tobytes())
+        grey.save(tmp_path/f"{name}.png")
+    for path in (tmp_path/("green.ome.tif" if ome else "green.tif"), tmp_path/"green.png"):
+        assert np.array_equal(read_image(path, (.2, .2))[0][0], x), "ImageJ's green: the brighter, the more"
+        dark = path.with_name(path.name.replace("green", "inverse"))
+        assert "numbers of a palette's colours, which are no intensities; save each channel in grey" in said(read_image, dark, (.2, .2))
+        assert np.array_equal(read_labels(dark, x.shape), x)

@@ -184,6 +184,9 @@ def read_image(
 ) -> tuple[np.ndarray, tuple[float, ...], list[str]]:  # (c, (Z,) Y, X), voxel size in the same order, channel names
     "One image with its size, or a sentence about what is wrong with it; an image of one plane has no Z axis"
     of = _quietly(one_scene, path, scene)
+    if of.of_palette:
+        raise BadInput(f"{path} holds numbers of a palette's colours, which are no intensities; "
+                       "save each channel in grey (in Fiji Image > Type > 8-bit)")
     stack = _quietly(_stack, of, axes, path)
     names = _names(of, len(stack), path)
     if channels: stack = stack[pick_channels(names, channels, choice, path)]

@@ -38,6 +38,7 @@ class Scene:
     pixels: Callable  # reads them
     channels: list[str] = field(default_factory=list)  # names, where it gives them
     voxel_um: dict[str, float] = field(default_factory=dict)  # micrometres along Z, Y, X, where it says them
+    of_palette: bool = False  # pixels are numbers of colours, good as labels and no intensities
 
 _TO_UM = {  # names that files give to units of length, in unicode's simplest form
     "μm": 1, "um": 1, "\\u00b5m": 1, "micron": 1, "microns": 1, "micrometer": 1, "micrometre": 1, "micrometers": 1,
@@ -167,6 +168,11 @@ def _parted(path, part):
     return _companion_scenes(beside, Path(path))
 
 # %% ../../nbs/270_data.scenes.ipynb #deb1a309
+def _disordered(palette):
+    "Do colours (n, 3) not grow brighter with their number? Where they do, as in ImageJ's green, the number is an intensity"
+    light = np.asarray(palette, int).sum(1)
+    return bool((np.diff(light) < 0).any() or light[-1] == light[0])
+
 def _tiff_pixels(path, k):
     with tifffile.TiffFile(path) as f: return f.series[k].asarray()
 
@@ -177,11 +183,15 @@ def _tiff_scenes(path):
         if xml is not None and (part := xml.find("{*}BinaryOnly")) is not None: return _parted(path, part)
         if xml is not None: _require_whole(xml, f.series, path)
         read = [partial(_tiff_pixels, path, k) for k in range(len(f.series))]
-        if xml is None: return [_plain_scene(f, *of) for of in zip(f.series, read)]
-        images = xml.findall("{*}Image")
-        if len(images) == len(f.series):
-            return [_ome_scene(image, s.axes, s.shape, r) for image, s, r in zip(images, f.series, read)]
-        raise ValueError(f"it describes {len(images)} images and holds {len(f.series)}")
+        images = [None for _ in f.series] if xml is None else xml.findall("{*}Image")
+        if len(images) != len(f.series):
+            raise ValueError(f"it describes {len(images)} images and holds {len(f.series)}")
+        found = [_plain_scene(f, s, r) if image is None else _ome_scene(image, s.axes, s.shape, r)
+                 for image, s, r in zip(images, f.series, read)]
+        for scene, series in zip(found, f.series):
+            colours = series.keyframe.colormap  # None: there are none
+            scene.of_palette = series.keyframe.photometric == 3 and (colours is None or _disordered(colours.T))
+        return found
 
 # %% ../../nbs/270_data.scenes.ipynb #110ca238
 def _gaps(array):
@@ -246,8 +256,9 @@ def _zarr_scenes(path):
 
 def _png_scenes(path):
     from PIL import Image
-    with Image.open(path) as f: x = np.asarray(f)
-    return [Scene(path.name, "YXS"[:x.ndim], x.shape, partial(np.asarray, x))]
+    with Image.open(path) as f: x, palette = np.asarray(f), f.getpalette() if f.mode == "P" else None
+    of_palette = palette is not None and (len(palette) < 768 or _disordered(np.reshape(palette, (-1, 3))))
+    return [Scene(path.name, "YXS"[:x.ndim], x.shape, partial(np.asarray, x), of_palette=of_palette)]
 
 # %% ../../nbs/270_data.scenes.ipynb #bb4bb80b
 _READERS = {".czi": "bioio_czi", ".nd2": "bioio_nd2", ".lif": "bioio_lif"}
