@@ -598,3 +598,32 @@ def test_numbers_of_a_palette_are_labels_and_no_intensities(tmp_path, ome):
         dark = path.with_name(path.name.replace("green", "inverse"))
         assert "numbers of a palette's colours, which are no intensities; save each channel in grey" in said(read_image, dark, (.2, .2))
         assert np.array_equal(read_labels(dark, x.shape), x)
+
+
+def pyramid(*levels, name=None):
+    "Of an OME-Zarr's description; a level: its path and scale or None"
+    axes = [dict(name="c", type="channel"), *(dict(name=a, type="space", unit="micrometer") for a in "zyx")]
+    def steps(scale): return dict(coordinateTransformations=[dict(type="scale", scale=scale)]) if scale else {}
+    return dict(axes=axes, datasets=[dict(path=path, **steps(scale)) for path, scale in levels]) | ({"name": name} if name else {})
+
+
+def test_a_zarr_without_a_scale_has_no_size(tmp_path):
+    path = described(tmp_path/"a.zarr", SMALL, multiscales=[pyramid(("0", None))])
+    assert "does not say how large a voxel is along Z, Y, X" in said(read_image, path)
+    assert np.array_equal(read_image(path, (.5, .2, .2))[0], SMALL)
+    moved = pyramid(("0", None))
+    moved["datasets"][0]["coordinateTransformations"] = [dict(type="translation", translation=[0, 1, 1, 1])]
+    assert "does not say how large" in said(read_image, described(path, SMALL, multiscales=[moved]))
+
+
+def test_a_zarr_of_several_images_or_levels(tmp_path):
+    import zarr as z
+    full, half = [1, .5, .2, .2], [1, .5, .4, .4]
+    path = described(tmp_path/"a.zarr", SMALL, multiscales=[pyramid(("half", half), ("0", full))])
+    z.open_group(path)["half"] = SMALL[..., ::2, ::2].copy()
+    x, size, _ = read_image(path)
+    assert np.array_equal(x, SMALL) and np.allclose(size, (.5, .2, .2)), "the finest, wherever it stands"
+    about = dict(version="0.5", multiscales=[pyramid(("half", half), name="small"), pyramid(("0", full))])
+    z.open_group(path).attrs["ome"] = about
+    assert "holds 2 images (small, 1); say which in scene (--scene)" in said(read_image, path)
+    assert read_image(path, scene="small")[0].shape == (3, 5, 6, 8) and read_image(path, scene="1")[0].shape == SMALL.shape

@@ -228,17 +228,28 @@ def _zarr_pixels(array, axes, path):
     return x
 
 # %% ../../nbs/270_data.scenes.ipynb #8313d7c5
-def _zarr_scene(group, about, name, path):
+def _scale(level, image, n):
+    "What a voxel of a level measures along each of n axes; zeros: it is not said"
+    steps = [*(level.get("coordinateTransformations") or []), *(image.get("coordinateTransformations") or [])]
+    scales = [step["scale"] for step in steps if step["type"] == "scale"]
+    if any(len(scale) != n for scale in scales):
+        raise ValueError(f"it names {n} axes, and a scale of {' and of '.join(str(len(s)) for s in scales)} numbers")
+    return np.prod(scales, 0) if scales else np.zeros(n)
+
+def _finest(image, n):
+    "The level with the smallest voxels, and its scale; where one does not say its scale, the first"
+    levels = [(level, _scale(level, image, n)) for level in image["datasets"]]
+    if not levels: raise ValueError("its description names no array")
+    volumes = [float(np.prod(scale)) for _, scale in levels]
+    return levels[np.argmin(volumes) if min(volumes) > 0 else 0]
+
+def _zarr_scene(group, image, about, name, path):
     "One image of an OME-Zarr, at its full resolution"
-    image = about["multiscales"][0]
-    axes = [a if isinstance(a, dict) else dict(name=a) for a in image.get("axes", "tczyx")]
-    first = image["datasets"][0]
-    scale = np.ones(len(axes))
-    for step in [*first.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]:
-        if step["type"] == "scale": scale = scale*step["scale"]
+    axes = [a if isinstance(a, dict) else dict(name=a) for a in image.get("axes") or "tczyx"]
+    level, scale = _finest(image, len(axes))
     sizes = {a["name"].upper(): micrometres(s, a.get("unit")) for a, s in zip(axes, scale)}
-    names = [c.get("label") or "" for c in about.get("omero", {}).get("channels", [])]
-    array = group[first["path"]]
+    names = [c.get("label") or "" for c in (about.get("omero") or {}).get("channels") or []]
+    array = group[level["path"]]
     letters = "".join(a["name"][:1].upper() for a in axes)
     return Scene(name, letters, array.shape, partial(_zarr_pixels, array, letters, path), names, sizes)
 
@@ -248,7 +259,10 @@ def _zarr_scenes(path):
     import zarr
     def found(group, name):
         about = dict(group.attrs).get("ome", dict(group.attrs))
-        if "multiscales" in about: return [_zarr_scene(group, about, name, path)]
+        images = about.get("multiscales", [])
+        if len(images) == 1: return [_zarr_scene(group, images[0], about, name, path)]
+        called = [f"{name}/{image.get('name') or k}".strip("/") for k, image in enumerate(images)]
+        if images: return [_zarr_scene(group, image, about, n, path) for image, n in zip(images, called)]
         return [s for n, g in sorted(group.groups()) if n != "labels" for s in found(g, f"{name}/{n}".strip("/"))]
     scenes = found(zarr.open_group(path, mode="r"), "")
     if not scenes: raise ValueError("it holds no image")
