@@ -627,3 +627,10 @@ def test_a_zarr_of_several_images_or_levels(tmp_path):
     z.open_group(path).attrs["ome"] = about
     assert "holds 2 images (small, 1); say which in scene (--scene)" in said(read_image, path)
     assert read_image(path, scene="small")[0].shape == (3, 5, 6, 8) and read_image(path, scene="1")[0].shape == SMALL.shape
+
+
+def test_pixels_are_plain_numbers(tmp_path):
+    wave = ome(tmp_path/"a.ome.tif", SMALL.astype(np.complex64), **UM)
+    assert "a.ome.tif holds complex numbers; save it in plain numbers" in said(read_image, wave)
+    assert "complex numbers" in said(read_image, described(tmp_path/"a.zarr", SMALL*1j))
+    assert read_image(described(tmp_path/"b.zarr", SMALL > 9))[0].dtype == bool

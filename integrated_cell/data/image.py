@@ -141,6 +141,9 @@ def _stack(scene, axes, path):
     except Exception as e:
         raise BadInput(f"{path} cannot be read to its end ({type(e).__name__}: {str(e)[:80]}); "
                        "it is corrupt or truncated, export it again") from e
+    if x.dtype.kind not in "buif":
+        raise BadInput(f"{path} holds {'complex numbers' if x.dtype.kind == 'c' else f'values of the type {x.dtype}'}; "
+                       "save it in plain numbers, for example as 16 bit")
     n_planes = x.shape[axes.index("Z")] if "Z" in axes else 1
     x = x.transpose([axes.index(a) for a in "TCSZYX" if a in axes])
     x = x.reshape(-1, n_planes, *x.shape[-2:])
