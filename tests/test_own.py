@@ -634,3 +634,22 @@ def test_pixels_are_plain_numbers(tmp_path):
     assert "a.ome.tif holds complex numbers; save it in plain numbers" in said(read_image, wave)
     assert "complex numbers" in said(read_image, described(tmp_path/"a.zarr", SMALL*1j))
     assert read_image(described(tmp_path/"b.zarr", SMALL > 9))[0].dtype == bool
+
+
+@pytest.mark.parametrize("unit, of_um", [("in", 1/25400), ("inch", 1/25400), ("m", 1e-6), ("pm", 1e6), ("dm", 1e-5), ("picometer", 1e6), ("metres", 1e-6)])
+def test_known_units_are_converted(tmp_path, unit, of_um):
+    sizes = {f"PhysicalSize{a}": v*of_um for a, v in zip("ZYX", (.5, .2, .2))} | {f"PhysicalSize{a}Unit": unit for a in "ZYX"}
+    path = described(tmp_path/"a.zarr", SMALL, scale=[1, .5*of_um, .2*of_um, .2*of_um], unit=unit)
+    for made in (ome(tmp_path/"a.ome.tif", SMALL, **sizes), path): assert np.allclose(read_image(made)[1], (.5, .2, .2))
+
+
+@pytest.mark.parametrize("size, unit, told", [
+    (.5, "pixel", "0.5 pixel along Z, 0.2 pixel along Y"), (.5, "parsec", "0.5 parsec along Z"), (.5, "Mm", "0.5 Mm along Z"),
+    (-.29, "µm", "along Z; it says -0.29 µm along Z, which is no size in a known unit; give voxel_um"),
+    (0., "um", "it says 0 um along Z"), (1/72, "inch", "0.01389 inch along Z")])
+def test_what_is_no_size_is_named(tmp_path, size, unit, told):
+    sizes = dict(UM, PhysicalSizeZ=size) | {f"PhysicalSize{a}Unit": unit for a in "ZYX"}
+    assert told.replace("says 0 ", "says 0.0 ").replace("0.01389", str(1/72)) in said(read_image, ome(tmp_path/"a.ome.tif", SMALL, **sizes))
+    assert told in said(read_image, described(tmp_path/"a.zarr", SMALL, scale=[1, size, .2, .2], unit=unit))
+    imagej(tmp_path/"a.tif", SMALL, spacing=size, unit=unit.replace("µ", "u"))
+    assert f"it says {size:.4g} {unit.replace('µ', 'u')} along Z" in said(read_image, tmp_path/"a.tif")

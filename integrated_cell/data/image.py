@@ -155,7 +155,11 @@ def _sizes(scene, n, path):
     voxel_um = [scene.voxel_um.get(a, 0) for a in "ZYX"[-n:]]
     lacking = ", ".join(a for a, v in zip("ZYX"[-n:], voxel_um) if not v)
     if lacking:
+        said = {a: scene.sizes.get(a, (None, "")) for a in lacking.split(", ")}
+        said = {a: (f"{s:.4g}" if isinstance(s, float) else s, unit) for a, (s, unit) in said.items()}
+        odd = ", ".join(f"{size} {unit or 'without a unit'} along {a}" for a, (size, unit) in said.items() if size is not None)
         raise BadInput(f"{path} does not say how large a voxel is along {lacking}; "
+                       f"{f'it says {odd}, which is no size in a known unit; ' if odd else ''}"
                        "give voxel_um in micrometres (--voxel-um on the command line)")
     return voxel_um
 

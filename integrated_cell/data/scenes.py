@@ -37,29 +37,39 @@ class Scene:
     shape: tuple[int, ...]  # of the pixels
     pixels: Callable  # reads them
     channels: list[str] = field(default_factory=list)  # names, where it gives them
-    voxel_um: dict[str, float] = field(default_factory=dict)  # micrometres along Z, Y, X, where it says them
+    sizes: dict[str, tuple] = field(default_factory=dict)  # a voxel's along Z, Y, X with its unit, as it says them
     of_palette: bool = False  # pixels are numbers of colours, good as labels and no intensities
+
+    @property
+    def voxel_um(self) -> dict[str, float]:  # along Z, Y, X; 0: it is not said, or makes no sense
+        "The size of a voxel in micrometres"
+        return {axis: micrometres(*size) for axis, size in self.sizes.items()}
 
 _TO_UM = {  # names that files give to units of length, in unicode's simplest form
     "μm": 1, "um": 1, "\\u00b5m": 1, "micron": 1, "microns": 1, "micrometer": 1, "micrometre": 1, "micrometers": 1,
-    "nm": 1e-3, "nanometer": 1e-3, "nanometre": 1e-3, "å": 1e-4, "angstrom": 1e-4,
-    "mm": 1e3, "millimeter": 1e3, "millimetre": 1e3, "cm": 1e4, "centimeter": 1e4, "centimetre": 1e4}
+    "å": 1e-4, "angstrom": 1e-4, "in": 25400, "inch": 25400, "inches": 25400, '"': 25400, "thou": 25.4}
+for _short, _long, _um in (("p", "pico", 1e-6), ("n", "nano", 1e-3), ("m", "milli", 1e3), ("c", "centi", 1e4),
+                           ("d", "deci", 1e5), ("", "", 1e6)):
+    _TO_UM |= dict.fromkeys([f"{_short}m", *(f"{_long}met{end}" for end in ("er", "re", "ers", "res"))], _um)
+_OF_PRINT = 20  # µm: inches of more than that are a printer's or a screen's, 1,200 a pixel and fewer
 
 def micrometres(
     size: float | str | None,
     unit: str | None,
 ) -> float:  # 0: it is not said, or makes no sense
     "A size in micrometres"
-    try: um = float(size)*_TO_UM.get(unicodedata.normalize("NFKC", str(unit)).strip().lower(), 0)
+    unit = unicodedata.normalize("NFKC", str(unit)).strip()
+    each = 0 if unit in ("Mm", "Pm") else _TO_UM.get(unit.lower(), 0)  # mega and peta
+    try: um = float(size)*each
     except (TypeError, ValueError): return 0.
-    return um if 0 < um < math.inf else 0.
+    return um if 0 < um < (_OF_PRINT if each == _TO_UM["in"] else math.inf) else 0.
 
 # %% ../../nbs/270_data.scenes.ipynb #b8bffd8d
 def _ome_scene(image, axes, shape, pixels):
     "Of OME's description"
     about = image.find("{*}Pixels")
     names = [c.get("Name", "") for c in about.findall("{*}Channel")]
-    sizes = {a: micrometres(about.get(f"PhysicalSize{a}"), about.get(f"PhysicalSize{a}Unit", "µm")) for a in "ZYX"}
+    sizes = {a: (about.get(f"PhysicalSize{a}"), about.get(f"PhysicalSize{a}Unit", "µm")) for a in "ZYX"}
     return Scene(image.get("Name") or image.get("ID", ""), axes, tuple(shape), pixels, names, sizes)
 
 # %% ../../nbs/270_data.scenes.ipynb #7cc49a00
@@ -87,10 +97,10 @@ def _plain_scene(f, series, pixels):
     "Of any other TIFF: ImageJ's labels, unit and spacing, or the resolution"
     about, tags = f.imagej_metadata or {}, f.pages[0].tags
     unit = about.get("unit") if f.is_imagej else getattr(getattr(tags.get("ResolutionUnit"), "value", 0), "name", "")
-    sizes = dict(Z=micrometres(about.get("spacing"), unit))
+    sizes = dict(Z=(about.get("spacing"), unit))
     for axis in "YX":
         n, units = getattr(tags.get(f"{axis}Resolution"), "value", (0, 1))
-        sizes[axis] = micrometres(units/n if n else 0, unit)
+        sizes[axis] = (units/n if n and unit not in (None, "", "NONE") else None), unit
     return Scene(series.name, series.axes, series.shape, pixels, _labelled(about), sizes)
 
 # %% ../../nbs/270_data.scenes.ipynb #4160786c
@@ -229,25 +239,25 @@ def _zarr_pixels(array, axes, path):
 
 # %% ../../nbs/270_data.scenes.ipynb #8313d7c5
 def _scale(level, image, n):
-    "What a voxel of a level measures along each of n axes; zeros: it is not said"
+    "What a voxel of a level measures along each of n axes; NaN: it is not said"
     steps = [*(level.get("coordinateTransformations") or []), *(image.get("coordinateTransformations") or [])]
     scales = [step["scale"] for step in steps if step["type"] == "scale"]
     if any(len(scale) != n for scale in scales):
         raise ValueError(f"it names {n} axes, and a scale of {' and of '.join(str(len(s)) for s in scales)} numbers")
-    return np.prod(scales, 0) if scales else np.zeros(n)
+    return np.prod(scales, 0) if scales else np.full(n, np.nan)
 
 def _finest(image, n):
     "The level with the smallest voxels, and its scale; where one does not say its scale, the first"
     levels = [(level, _scale(level, image, n)) for level in image["datasets"]]
     if not levels: raise ValueError("its description names no array")
-    volumes = [float(np.prod(scale)) for _, scale in levels]
-    return levels[np.argmin(volumes) if min(volumes) > 0 else 0]
+    volumes = np.array([np.prod(scale) for _, scale in levels])
+    return levels[np.argmin(volumes) if (volumes > 0).all() else 0]
 
 def _zarr_scene(group, image, about, name, path):
     "One image of an OME-Zarr, at its full resolution"
     axes = [a if isinstance(a, dict) else dict(name=a) for a in image.get("axes") or "tczyx"]
     level, scale = _finest(image, len(axes))
-    sizes = {a["name"].upper(): micrometres(s, a.get("unit")) for a, s in zip(axes, scale)}
+    sizes = {a["name"].upper(): (None if np.isnan(s) else float(s), a.get("unit")) for a, s in zip(axes, scale)}
     names = [c.get("label") or "" for c in (about.get("omero") or {}).get("channels") or []]
     array = group[level["path"]]
     letters = "".join(a["name"][:1].upper() for a in axes)
@@ -295,7 +305,7 @@ def _maker_scenes(path):
     scenes = []
     for k, name in enumerate(_opened(path, _READERS[ending]).scenes):
         f = _opened(path, _READERS[ending], k)
-        sizes = {a: micrometres(um, "um") for a, um in zip("ZYX", f.physical_pixel_sizes)}
+        sizes = {a: (um, "um") for a, um in zip("ZYX", f.physical_pixel_sizes)}
         pixels = partial(_maker_pixels, path, _READERS[ending], k)
         scenes.append(Scene(name, f.dims.order, f.shape, pixels, list(f.channel_names or []), sizes))
     return scenes
