@@ -653,3 +653,28 @@ def test_what_is_no_size_is_named(tmp_path, size, unit, told):
     assert told in said(read_image, described(tmp_path/"a.zarr", SMALL, scale=[1, size, .2, .2], unit=unit))
     imagej(tmp_path/"a.tif", SMALL, spacing=size, unit=unit.replace("µ", "u"))
     assert f"it says {size:.4g} {unit.replace('µ', 'u')} along Z" in said(read_image, tmp_path/"a.tif")
+
+
+FULL = pyramid(("0", [1, .5, .2, .2]))
+
+
+@pytest.mark.parametrize("about, told", [
+    (dict(multiscales=[pyramid(("9", [1]*4))]), "it names the array '9', which is not there"), (dict(multiscales=[]), "it holds no image"),
+    (dict(multiscales=[FULL | dict(axes="zyx")]), "it names 3 axes, and a scale of 4 numbers"),
+    (dict(multiscales=[pyramid(("0", None)) | dict(axes="zyx")]), "it names 3 axes, and its array has 4"),
+    (dict(multiscales=[FULL | dict(datasets=[])]), "its description names no array"),
+    (dict(multiscales=None), "its multiscales, axes or omero are not as OME-Zarr has them"),
+    (dict(multiscales=[dict(axes="czyx")]), "has them: there is no 'datasets'"), (dict(omero=dict(channels=["a"]*3)), "not as OME-Zarr has them")])
+def test_a_zarr_of_a_wrong_description(tmp_path, about, told):
+    refused = said(read_image, described(tmp_path/"a.zarr", SMALL, **about))
+    assert told in refused and not re.search("Error|NoneType|object|store", refused)
+
+
+def test_folders_that_are_no_zarr(tmp_path):
+    path = described(tmp_path/"a.zarr", SMALL, omero=dict(channels=None))
+    assert np.array_equal(read_image(path)[0], SMALL), "no names are said"
+    assert "it is an array without OME's description" in said(read_image, path/"0")
+    assert "it is a folder and no OME-Zarr" in said(read_image, tmp_path)
+    for file in ("0/zarr.json", "zarr.json"):
+        (path/file).write_text((path/file).read_text()[:-20])
+        assert f"its {file} is damaged: it is no JSON" in said(read_image, path)

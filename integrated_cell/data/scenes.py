@@ -7,6 +7,7 @@ __all__ = ['Scene', 'micrometres', 'complaints', 'scenes', 'one_scene']
 
 # %% ../../nbs/270_data.scenes.ipynb #39974351
 import itertools
+import json
 import logging
 import math
 import os
@@ -259,14 +260,31 @@ def _zarr_scene(group, image, about, name, path):
     level, scale = _finest(image, len(axes))
     sizes = {a["name"].upper(): (None if np.isnan(s) else float(s), a.get("unit")) for a, s in zip(axes, scale)}
     names = [c.get("label") or "" for c in (about.get("omero") or {}).get("channels") or []]
-    array = group[level["path"]]
+    array = group.get(level["path"])
+    if not hasattr(array, "ndim"): raise ValueError(f"it names the array '{level['path']}', which is not there")
     letters = "".join(a["name"][:1].upper() for a in axes)
+    if len(letters) != array.ndim: raise ValueError(f"it names {len(letters)} axes, and its array has {array.ndim}")
     return Scene(name, letters, array.shape, partial(_zarr_pixels, array, letters, path), names, sizes)
 
 # %% ../../nbs/270_data.scenes.ipynb #1025308b
+def _damaged(path):
+    "The first file of a Zarr's descriptions that is no JSON"
+    for file in sorted(f for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray") for f in path.rglob(name)):
+        try: json.loads(file.read_bytes())
+        except ValueError: return file.relative_to(path).as_posix()
+    return "description"
+
+def _opened_zarr(path):
+    "A group of a Zarr, or what the folder is instead"
+    import zarr
+    if not any((path/name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
+        raise ValueError("it is a folder and no OME-Zarr: it has no zarr.json or .zgroup")
+    try: return zarr.open_group(path, mode="r")
+    except (zarr.errors.ContainsArrayError, zarr.errors.GroupNotFoundError) as e:
+        raise ValueError("it is an array without OME's description; give the folder of the image") from e
+
 def _zarr_scenes(path):
     "All images of an OME-Zarr, or of the folder of series that bioformats2raw writes"
-    import zarr
     def found(group, name):
         about = dict(group.attrs).get("ome", dict(group.attrs))
         images = about.get("multiscales", [])
@@ -274,7 +292,12 @@ def _zarr_scenes(path):
         called = [f"{name}/{image.get('name') or k}".strip("/") for k, image in enumerate(images)]
         if images: return [_zarr_scene(group, image, about, n, path) for image, n in zip(images, called)]
         return [s for n, g in sorted(group.groups()) if n != "labels" for s in found(g, f"{name}/{n}".strip("/"))]
-    scenes = found(zarr.open_group(path, mode="r"), "")
+    try: scenes = found(_opened_zarr(path), "")
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"its {_damaged(path)} is damaged: it is no JSON") from e
+    except (AttributeError, KeyError, TypeError, IndexError) as e:
+        lacks = f": there is no {e}" if isinstance(e, KeyError) else ""
+        raise ValueError(f"its multiscales, axes or omero are not as OME-Zarr has them{lacks}") from e
     if not scenes: raise ValueError("it holds no image")
     return scenes
 
