@@ -36,7 +36,7 @@ _NO_NAME = re.compile(r"(channel|ch|c)?[\s:_#=-]*(\d{1,2}([\s:_-]+\d{1,2})*)?") 
 def channel_choice(
     said: str | None,  # membrane=CMDRP,structure=GFP,dna=0; None or empty: nothing is said
 ) -> dict[str, str]:  # role -> name or number
-    "Which channel is which, as a person says it"
+    "Which channel is which, as a person says it; where channels are named 1, 2, 3, a name wins over a number"
     choice = {}
     for part in str(said or "").split(",") if said else ():
         role, _, channel = (p.strip() for p in part.partition("="))
@@ -51,7 +51,7 @@ def _plain(name):
 
 # %% ../../nbs/280_data.image.ipynb #91d53494
 def _chosen(channel, names, path):
-    "The number of a channel that is given by name or by number"
+    "The number of a channel that is given by name or, where none has that name, by number"
     plain = [_plain(n) for n in names]
     if plain.count(_plain(channel)) == 1: return plain.index(_plain(channel))
     if str(channel).isdigit() and int(channel) < len(names): return int(channel)
@@ -63,8 +63,8 @@ def _require_agreed(found, choice, names, path):
     plain = [_plain(n) for n in names]
     for role, i in found.items():
         if role in choice and plain[i] in set(ROLES) - {role} and plain.count(plain[i]) == 1:
-            raise BadInput(f"{path}: channels say {role}={choice[role]}, and the file calls that channel {names[i].strip()}; "
-                           "correct what is wrong, channels or the name in the file")
+            raise BadInput(f"{path}: channels say {role}={choice[role]}, and the file calls that channel "
+                           f"{names[i].strip()}; correct what is wrong, channels or the name in the file")
 
 def _require_apart(found, path):
     "No channel is two things"
@@ -79,7 +79,7 @@ def pick_channels(
     choice: Mapping[str, str] | None = None,  # role -> name or number, of `channel_choice`
     path: str | Path = "the image",  # for the message
 ) -> list[int]:  # a channel a role
-    "Which channels are wanted: as a person says, else as the file says; nothing is guessed"
+    "Which channels are wanted: as a person says (by name, else by number), else as the file says; nothing is guessed"
     choice, plain = choice or {}, [_plain(n) for n in names]
     named = any(not _NO_NAME.fullmatch(n) for n in plain)
     others = set(ROLES) - set(wanted)
@@ -157,7 +157,8 @@ def _sizes(scene, n, path):
     if lacking:
         said = {a: scene.sizes.get(a, (None, "")) for a in lacking.split(", ")}
         said = {a: (f"{s:.4g}" if isinstance(s, float) else s, unit) for a, (s, unit) in said.items()}
-        odd = ", ".join(f"{size} {unit or 'without a unit'} along {a}" for a, (size, unit) in said.items() if size is not None)
+        odd = ", ".join(f"{size} {unit or 'without a unit'} along {a}"
+                        for a, (size, unit) in said.items() if size is not None)
         raise BadInput(f"{path} does not say how large a voxel is along {lacking}; "
                        f"{f'it says {odd}, which is no size in a known unit; ' if odd else ''}"
                        "give voxel_um in micrometres (--voxel-um on the command line)")
@@ -178,7 +179,8 @@ def _names(scene, n, path):
     names = scene.channels if len(scene.channels) == n else [c for c in scene.channels for _ in range(colours)]
     if len(names) == n: return names
     if all(_NO_NAME.fullmatch(_plain(c)) for c in names): return [""]*n
-    raise BadInput(f"{path} names {len(names)} channels ({', '.join(str(c or i) for i, c in enumerate(names))}) and has {n}; "
+    called = ", ".join(str(c or i) for i, c in enumerate(names))
+    raise BadInput(f"{path} names {len(names)} channels ({called}) and has {n}; "
                    "correct the names in the file, or remove them and say which channel is which in channels")
 
 def read_image(

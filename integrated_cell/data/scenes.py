@@ -180,7 +180,7 @@ def _parted(path, part):
 
 # %% ../../nbs/270_data.scenes.ipynb #deb1a309
 def _disordered(palette):
-    "Do colours (n, 3) not grow brighter with their number? Where they do, as in ImageJ's green, the number is an intensity"
+    "Do colours (n, 3) not grow brighter with their number? Where they do (ImageJ's green), it is an intensity"
     light = np.asarray(palette, int).sum(1)
     return bool((np.diff(light) < 0).any() or light[-1] == light[0])
 
@@ -269,7 +269,8 @@ def _zarr_scene(group, image, about, name, path):
 # %% ../../nbs/270_data.scenes.ipynb #1025308b
 def _damaged(path):
     "The first file of a Zarr's descriptions that is no JSON"
-    for file in sorted(f for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray") for f in path.rglob(name)):
+    files = [f for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray") for f in path.rglob(name)]
+    for _, file in sorted((len(f.parts), f) for f in files):
         try: json.loads(file.read_bytes())
         except ValueError: return file.relative_to(path).as_posix()
     return "description"
