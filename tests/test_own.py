@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from test_prepare import UM, body, ome, zarr
+from test_prepare import UM, body, imagej, ome, zarr
 
 from integrated_cell.data.checkup import look_at_all
-from integrated_cell.data.image import image_name, pick_channels, read_image, read_labels
+from integrated_cell.data.image import ROLES, channel_choice, image_name, pick_channels, read_image, read_labels
 from integrated_cell.data.own import checked_rows, own_image, prepare_table, read_table
 from integrated_cell.data.stack import Frame
 from integrated_cell.inputs import _named_in
@@ -550,3 +550,160 @@ def test_a_speck_is_no_cell(tmp_path):
     rows = {um: image_rows([tmp_path/"a.tif"], axes="CZYX", channels="membrane=0,dna=1", voxel_um=um) for um in ("1,1,1", ".1,.1,.1")}
     assert len(read_cells(rows["1,1,1"][0], model).cells) == 1
     with pytest.raises(BadInput, match="6 µm long.*correct the voxel size"): read_cells(rows[".1,.1,.1"][0], model)
+
+
+# ------------------------------------------------------------------------------------------------ what a file says is heard
+
+def described(path, x, names=(), scale=(1, .5, .2, .2), unit="micrometer", **more):
+    "An OME-Zarr whose description can be anything"
+    import zarr as z
+    group = z.open_group(path, mode="w")
+    group.create_array("0", shape=x.shape, dtype=x.dtype)[...] = x
+    axes = [dict(name="c", type="channel"), *(dict(name=a, type="space", unit=unit) for a in "zyx")]
+    level = dict(path="0", coordinateTransformations=[dict(type="scale", scale=list(scale))])
+    about = dict(version="0.5", multiscales=[dict(axes=axes, datasets=[level])], omero=dict(channels=[dict(label=n) for n in names]))
+    group.attrs["ome"] = about | more
+    return path
+
+
+SMALL = np.random.default_rng(0).integers(0, 255, (3, 5, 12, 16), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("names", [("dna", "membrane"), ("dna", "membrane", "structure", "none")])
+def test_a_file_names_as_many_channels_as_it_has(tmp_path, names):
+    told = f"names {len(names)} channels ({', '.join(names)}) and has 3; correct the names"
+    path = described(tmp_path/"a.ome.zarr", SMALL, names)
+    assert told in said(read_image, path) and told in said(read_image, path, channels=["membrane", "dna"])
+    xml = tifffile.TiffFile(ome(tmp_path/"a.ome.tif", SMALL, Channel={"Name": ["n"]*3}, **UM)).ome_metadata
+    xml = re.sub("<Channel .*(<TiffData)", "".join(f'<Channel Name="{n}"/>' for n in names) + "\\1", xml)
+    tifffile.imwrite(tmp_path/"a.ome.tif", SMALL, description=xml.encode(), metadata=None, photometric="minisblack")
+    assert told in said(read_image, tmp_path/"a.ome.tif")
+    assert read_image(described(tmp_path/"b.ome.zarr", SMALL, ["", ""]))[2] == ["0", "1", "2"], "no names are none too few"
+
+
+def test_colours_are_channels_of_one_name(tmp_path):
+    tifffile.imwrite(tmp_path/"a.ome.tif", SMALL[:, 0].transpose(1, 2, 0), photometric="rgb",
+                     metadata=dict(axes="YXS", Channel={"Name": "HE"}, PhysicalSizeY=.2, PhysicalSizeX=.2))
+    x, _, names = read_image(tmp_path/"a.ome.tif")
+    assert np.array_equal(x, SMALL[:, 0]) and names == ["HE"]*3
+
+
+def test_labels_of_planes_name_channels(tmp_path, right):
+    def made(labels): return imagej(tmp_path/"a.tif", body()[0][[2, 0, 1]], spacing=.5, unit="um", Labels=labels)
+    for labels in (["dna", "membrane", "structure"]*21, ["dna", "membrane", "structure"], ["dna\nz", "membrane", "structure"]*21):
+        made(labels)
+        assert np.array_equal(one(tmp_path, tmp_path/"a.tif")[0], right)
+    for labels in ([f"c:{c}/3 z:{z}/21 - a.czi" for z in range(21) for c in range(3)], [f"dna {z}" for z in range(63)], [""]*63):
+        made(labels)
+        assert read_image(tmp_path/"a.tif")[2] == ["0", "1", "2"], "these name planes"
+    made(["dna", "", ""]*21)
+    assert "called dna, 1, 2) is membrane" in said(one, tmp_path, tmp_path/"a.tif")
+
+
+@pytest.mark.parametrize("channels, wanted, role, called", [
+    ("membrane=2,structure=1,dna=0", None, "membrane=2", "dna"), ("membrane=DNA,dna=membrane", None, "membrane=DNA", "dna"),
+    ("dna=1", ["membrane", "dna"], "dna=1", "Structure"), ("dna=0", ["dna"], "dna=0", "membrane")])
+def test_channels_that_contradict_the_file(channels, wanted, role, called):
+    names = ["membrane", "Structure ", "dna"]
+    told = said(pick_channels, names, *[wanted or ROLES], choice=channel_choice(channels), path="a.tif")
+    assert told.startswith(f"a.tif: channels say {role}, and the file calls that channel {called};")
+    assert pick_channels(["dna", "dna", "GFP"], choice=channel_choice("membrane=1,dna=0,structure=2")) == [1, 2, 0], "not clear"
+
+
+@pytest.mark.parametrize("ome", [False, True])
+def test_numbers_of_a_palette_are_labels_and_no_intensities(tmp_path, ome):
+    from PIL import Image
+    x, ramp = SMALL[0, 0], np.zeros((3, 256), np.uint16)
+    ramp[1] = np.arange(256)*257
+    said_of = dict(axes="YX", PhysicalSizeX=.2, PhysicalSizeY=.2) if ome else dict(axes="YX")
+    for name, colours in dict(green=ramp, inverse=ramp[:, ::-1]).items():
+        path = tmp_path/(f"{name}.ome.tif" if ome else f"{name}.tif")
+        tifffile.imwrite(path, x, photometric="palette", colormap=colours, metadata=said_of)
+        grey = Image.fromarray(x, "P")
+        grey.putpalette((colours.T//257).astype(np.uint8).tobytes())
+        grey.save(tmp_path/f"{name}.png")
+    for path in (tmp_path/("green.ome.tif" if ome else "green.tif"), tmp_path/"green.png"):
+        assert np.array_equal(read_image(path, (.2, .2))[0][0], x), "ImageJ's green: the brighter, the more"
+        dark = path.with_name(path.name.replace("green", "inverse"))
+        assert "numbers of a palette's colours, which are no intensities; save each channel in grey" in said(read_image, dark, (.2, .2))
+        assert np.array_equal(read_labels(dark, x.shape), x)
+
+
+def pyramid(*levels, name=None):
+    "Of an OME-Zarr's description; a level: its path and scale or None"
+    axes = [dict(name="c", type="channel"), *(dict(name=a, type="space", unit="micrometer") for a in "zyx")]
+    def steps(scale): return dict(coordinateTransformations=[dict(type="scale", scale=scale)]) if scale else {}
+    return dict(axes=axes, datasets=[dict(path=path, **steps(scale)) for path, scale in levels]) | ({"name": name} if name else {})
+
+
+def test_a_zarr_without_a_scale_has_no_size(tmp_path):
+    path = described(tmp_path/"a.zarr", SMALL, multiscales=[pyramid(("0", None))])
+    assert "does not say how large a voxel is along Z, Y, X" in said(read_image, path)
+    assert np.array_equal(read_image(path, (.5, .2, .2))[0], SMALL)
+    moved = pyramid(("0", None))
+    moved["datasets"][0]["coordinateTransformations"] = [dict(type="translation", translation=[0, 1, 1, 1])]
+    assert "does not say how large" in said(read_image, described(path, SMALL, multiscales=[moved]))
+
+
+def test_a_zarr_of_several_images_or_levels(tmp_path):
+    import zarr as z
+    full, half = [1, .5, .2, .2], [1, .5, .4, .4]
+    path = described(tmp_path/"a.zarr", SMALL, multiscales=[pyramid(("half", half), ("0", full))])
+    z.open_group(path)["half"] = SMALL[..., ::2, ::2].copy()
+    x, size, _ = read_image(path)
+    assert np.array_equal(x, SMALL) and np.allclose(size, (.5, .2, .2)), "the finest, wherever it stands"
+    about = dict(version="0.5", multiscales=[pyramid(("half", half), name="small"), pyramid(("0", full))])
+    z.open_group(path).attrs["ome"] = about
+    assert "holds 2 images (small, 1); say which in scene (--scene)" in said(read_image, path)
+    assert read_image(path, scene="small")[0].shape == (3, 5, 6, 8) and read_image(path, scene="1")[0].shape == SMALL.shape
+
+
+def test_pixels_are_plain_numbers(tmp_path):
+    wave = ome(tmp_path/"a.ome.tif", SMALL.astype(np.complex64), **UM)
+    assert "a.ome.tif holds complex numbers; save it in plain numbers" in said(read_image, wave)
+    assert "complex numbers" in said(read_image, described(tmp_path/"a.zarr", SMALL*1j))
+    assert read_image(described(tmp_path/"b.zarr", SMALL > 9))[0].dtype == bool
+
+
+@pytest.mark.parametrize("unit, of_um", [("in", 1/25400), ("inch", 1/25400), ("m", 1e-6), ("pm", 1e6), ("dm", 1e-5), ("picometer", 1e6), ("metres", 1e-6)])
+def test_known_units_are_converted(tmp_path, unit, of_um):
+    sizes = {f"PhysicalSize{a}": v*of_um for a, v in zip("ZYX", (.5, .2, .2))} | {f"PhysicalSize{a}Unit": unit for a in "ZYX"}
+    path = described(tmp_path/"a.zarr", SMALL, scale=[1, .5*of_um, .2*of_um, .2*of_um], unit=unit)
+    for made in (ome(tmp_path/"a.ome.tif", SMALL, **sizes), path): assert np.allclose(read_image(made)[1], (.5, .2, .2))
+
+
+@pytest.mark.parametrize("size, unit, told", [
+    (.5, "pixel", "0.5 pixel along Z, 0.2 pixel along Y"), (.5, "parsec", "0.5 parsec along Z"), (.5, "Mm", "0.5 Mm along Z"),
+    (-.29, "µm", "along Z; it says -0.29 µm along Z, which is no size in a known unit; give voxel_um"),
+    (0., "um", "it says 0 um along Z"), (1/72, "inch", "0.01389 inch along Z")])
+def test_what_is_no_size_is_named(tmp_path, size, unit, told):
+    sizes = dict(UM, PhysicalSizeZ=size) | {f"PhysicalSize{a}Unit": unit for a in "ZYX"}
+    assert told.replace("says 0 ", "says 0.0 ").replace("0.01389", str(1/72)) in said(read_image, ome(tmp_path/"a.ome.tif", SMALL, **sizes))
+    assert told in said(read_image, described(tmp_path/"a.zarr", SMALL, scale=[1, size, .2, .2], unit=unit))
+    imagej(tmp_path/"a.tif", SMALL, spacing=size, unit=unit.replace("µ", "u"))
+    assert f"it says {size:.4g} {unit.replace('µ', 'u')} along Z" in said(read_image, tmp_path/"a.tif")
+
+
+FULL = pyramid(("0", [1, .5, .2, .2]))
+
+
+@pytest.mark.parametrize("about, told", [
+    (dict(multiscales=[pyramid(("9", [1]*4))]), "it names the array '9', which is not there"), (dict(multiscales=[]), "it holds no image"),
+    (dict(multiscales=[FULL | dict(axes="zyx")]), "it names 3 axes, and a scale of 4 numbers"),
+    (dict(multiscales=[pyramid(("0", None)) | dict(axes="zyx")]), "it names 3 axes, and its array has 4"),
+    (dict(multiscales=[FULL | dict(datasets=[])]), "its description names no array"),
+    (dict(multiscales=None), "its multiscales, axes or omero are not as OME-Zarr has them"),
+    (dict(multiscales=[dict(axes="czyx")]), "has them: there is no 'datasets'"), (dict(omero=dict(channels=["a"]*3)), "not as OME-Zarr has them")])
+def test_a_zarr_of_a_wrong_description(tmp_path, about, told):
+    refused = said(read_image, described(tmp_path/"a.zarr", SMALL, **about))
+    assert told in refused and not re.search("Error|NoneType|object|store", refused)
+
+
+def test_folders_that_are_no_zarr(tmp_path):
+    path = described(tmp_path/"a.zarr", SMALL, omero=dict(channels=None))
+    assert np.array_equal(read_image(path)[0], SMALL), "no names are said"
+    assert "it is an array without OME's description" in said(read_image, path/"0")
+    assert "it is a folder and no OME-Zarr" in said(read_image, tmp_path)
+    for file in ("0/zarr.json", "zarr.json"):
+        (path/file).write_text((path/file).read_text()[:-20])
+        assert f"its {file} is damaged: it is no JSON" in said(read_image, path)

@@ -36,7 +36,7 @@ _NO_NAME = re.compile(r"(channel|ch|c)?[\s:_#=-]*(\d{1,2}([\s:_-]+\d{1,2})*)?") 
 def channel_choice(
     said: str | None,  # membrane=CMDRP,structure=GFP,dna=0; None or empty: nothing is said
 ) -> dict[str, str]:  # role -> name or number
-    "Which channel is which, as a person says it"
+    "Which channel is which, as a person says it; where channels are named 1, 2, 3, a name wins over a number"
     choice = {}
     for part in str(said or "").split(",") if said else ():
         role, _, channel = (p.strip() for p in part.partition("="))
@@ -51,12 +51,20 @@ def _plain(name):
 
 # %% ../../nbs/280_data.image.ipynb #91d53494
 def _chosen(channel, names, path):
-    "The number of a channel that is given by name or by number"
+    "The number of a channel that is given by name or, where none has that name, by number"
     plain = [_plain(n) for n in names]
     if plain.count(_plain(channel)) == 1: return plain.index(_plain(channel))
     if str(channel).isdigit() and int(channel) < len(names): return int(channel)
     called = ", ".join(str(n or i) for i, n in enumerate(names))
     raise BadInput(f"{path}: no channel {channel}; it has {len(names)} ({called}), give a name or a number from 0")
+
+def _require_agreed(found, choice, names, path):
+    "No person calls a channel by one role and the file by another; a role that it gives to two channels is not clear"
+    plain = [_plain(n) for n in names]
+    for role, i in found.items():
+        if role in choice and plain[i] in set(ROLES) - {role} and plain.count(plain[i]) == 1:
+            raise BadInput(f"{path}: channels say {role}={choice[role]}, and the file calls that channel "
+                           f"{names[i].strip()}; correct what is wrong, channels or the name in the file")
 
 def _require_apart(found, path):
     "No channel is two things"
@@ -71,7 +79,7 @@ def pick_channels(
     choice: Mapping[str, str] | None = None,  # role -> name or number, of `channel_choice`
     path: str | Path = "the image",  # for the message
 ) -> list[int]:  # a channel a role
-    "Which channels are wanted: as a person says, else as the file says; nothing is guessed"
+    "Which channels are wanted: as a person says (by name, else by number), else as the file says; nothing is guessed"
     choice, plain = choice or {}, [_plain(n) for n in names]
     named = any(not _NO_NAME.fullmatch(n) for n in plain)
     others = set(ROLES) - set(wanted)
@@ -79,6 +87,8 @@ def pick_channels(
     if len(plain) == len(wanted) == len(ROLES) and not choice and not named: return [0, 1, 2]
     found = {role: _chosen(choice[role], names, path) for role in wanted if role in choice}
     found |= {role: plain.index(role) for role in wanted if role not in found and plain.count(role) == 1}
+    _require_apart(found, path)
+    _require_agreed(found, choice, names, path)
     lacking = [role for role in wanted if role not in found]
     if lacking:
         called = "called " + ", ".join(str(n or i) for i, n in enumerate(names)) if named else "without names"
@@ -86,7 +96,6 @@ def pick_channels(
         what = " and which ".join(lacking)
         raise BadInput(f"{path}: which of its {len(names)} channels ({called}) is {what}? say so by name or by number "
                        f"from 0 in channels (--channels): {fill_in}")
-    _require_apart(found, path)
     return [found[role] for role in wanted]
 
 # %% ../../nbs/280_data.image.ipynb #1fe1f882
@@ -132,6 +141,9 @@ def _stack(scene, axes, path):
     except Exception as e:
         raise BadInput(f"{path} cannot be read to its end ({type(e).__name__}: {str(e)[:80]}); "
                        "it is corrupt or truncated, export it again") from e
+    if x.dtype.kind not in "buif":
+        raise BadInput(f"{path} holds {'complex numbers' if x.dtype.kind == 'c' else f'values of the type {x.dtype}'}; "
+                       "save it in plain numbers, for example as 16 bit")
     n_planes = x.shape[axes.index("Z")] if "Z" in axes else 1
     x = x.transpose([axes.index(a) for a in "TCSZYX" if a in axes])
     x = x.reshape(-1, n_planes, *x.shape[-2:])
@@ -143,7 +155,12 @@ def _sizes(scene, n, path):
     voxel_um = [scene.voxel_um.get(a, 0) for a in "ZYX"[-n:]]
     lacking = ", ".join(a for a, v in zip("ZYX"[-n:], voxel_um) if not v)
     if lacking:
+        said = {a: scene.sizes.get(a, (None, "")) for a in lacking.split(", ")}
+        said = {a: (f"{s:.4g}" if isinstance(s, float) else s, unit) for a, (s, unit) in said.items()}
+        odd = ", ".join(f"{size} {unit or 'without a unit'} along {a}"
+                        for a, (size, unit) in said.items() if size is not None)
         raise BadInput(f"{path} does not say how large a voxel is along {lacking}; "
+                       f"{f'it says {odd}, which is no size in a known unit; ' if odd else ''}"
                        "give voxel_um in micrometres (--voxel-um on the command line)")
     return voxel_um
 
@@ -156,6 +173,16 @@ def _require_signal(stack, names, path):
         if c.min() == c.max(): raise BadInput(f"{path}: channel {name} is constant ({c.flat[0]}); it holds no image")
 
 # %% ../../nbs/280_data.image.ipynb #c0dc0bb3
+def _names(scene, n, path):
+    "A name for each of n channels, as the file gives them; empty where it gives none"
+    colours = scene.shape[scene.axes.index("S")] if "S" in scene.axes else 1
+    names = scene.channels if len(scene.channels) == n else [c for c in scene.channels for _ in range(colours)]
+    if len(names) == n: return names
+    if all(_NO_NAME.fullmatch(_plain(c)) for c in names): return [""]*n
+    called = ", ".join(str(c or i) for i, c in enumerate(names))
+    raise BadInput(f"{path} names {len(names)} channels ({called}) and has {n}; "
+                   "correct the names in the file, or remove them and say which channel is which in channels")
+
 def read_image(
     path: str | Path,  # as `scenes` reads it
     voxel_um: Sequence[float] | None = None,  # (Z,) Y, X in micrometres; None: as the file says
@@ -166,8 +193,11 @@ def read_image(
 ) -> tuple[np.ndarray, tuple[float, ...], list[str]]:  # (c, (Z,) Y, X), voxel size in the same order, channel names
     "One image with its size, or a sentence about what is wrong with it; an image of one plane has no Z axis"
     of = _quietly(one_scene, path, scene)
+    if of.of_palette:
+        raise BadInput(f"{path} holds numbers of a palette's colours, which are no intensities; "
+                       "save each channel in grey (in Fiji Image > Type > 8-bit)")
     stack = _quietly(_stack, of, axes, path)
-    names = of.channels if len(of.channels) == len(stack) else [""]*len(stack)
+    names = _names(of, len(stack), path)
     if channels: stack = stack[pick_channels(names, channels, choice, path)]
     size = tuple(float(v) for v in (_sizes(of, stack.ndim - 1, path) if voxel_um is None else voxel_um))
     if len(size) != stack.ndim - 1 or not all(0 < v < math.inf for v in size):

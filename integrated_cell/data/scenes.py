@@ -7,9 +7,11 @@ __all__ = ['Scene', 'micrometres', 'complaints', 'scenes', 'one_scene']
 
 # %% ../../nbs/270_data.scenes.ipynb #39974351
 import itertools
+import json
 import logging
 import math
 import os
+import re
 import unicodedata
 import warnings
 import xml.etree.ElementTree as ET
@@ -36,28 +38,39 @@ class Scene:
     shape: tuple[int, ...]  # of the pixels
     pixels: Callable  # reads them
     channels: list[str] = field(default_factory=list)  # names, where it gives them
-    voxel_um: dict[str, float] = field(default_factory=dict)  # micrometres along Z, Y, X, where it says them
+    sizes: dict[str, tuple] = field(default_factory=dict)  # a voxel's along Z, Y, X with its unit, as it says them
+    of_palette: bool = False  # pixels are numbers of colours, good as labels and no intensities
+
+    @property
+    def voxel_um(self) -> dict[str, float]:  # along Z, Y, X; 0: it is not said, or makes no sense
+        "The size of a voxel in micrometres"
+        return {axis: micrometres(*size) for axis, size in self.sizes.items()}
 
 _TO_UM = {  # names that files give to units of length, in unicode's simplest form
     "μm": 1, "um": 1, "\\u00b5m": 1, "micron": 1, "microns": 1, "micrometer": 1, "micrometre": 1, "micrometers": 1,
-    "nm": 1e-3, "nanometer": 1e-3, "nanometre": 1e-3, "å": 1e-4, "angstrom": 1e-4,
-    "mm": 1e3, "millimeter": 1e3, "millimetre": 1e3, "cm": 1e4, "centimeter": 1e4, "centimetre": 1e4}
+    "å": 1e-4, "angstrom": 1e-4, "in": 25400, "inch": 25400, "inches": 25400, '"': 25400, "thou": 25.4}
+for _short, _long, _um in (("p", "pico", 1e-6), ("n", "nano", 1e-3), ("m", "milli", 1e3), ("c", "centi", 1e4),
+                           ("d", "deci", 1e5), ("", "", 1e6)):
+    _TO_UM |= dict.fromkeys([f"{_short}m", *(f"{_long}met{end}" for end in ("er", "re", "ers", "res"))], _um)
+_OF_PRINT = 20  # µm: inches of more than that are a printer's or a screen's, 1,200 a pixel and fewer
 
 def micrometres(
     size: float | str | None,
     unit: str | None,
 ) -> float:  # 0: it is not said, or makes no sense
     "A size in micrometres"
-    try: um = float(size)*_TO_UM.get(unicodedata.normalize("NFKC", str(unit)).strip().lower(), 0)
+    unit = unicodedata.normalize("NFKC", str(unit)).strip()
+    each = 0 if unit in ("Mm", "Pm") else _TO_UM.get(unit.lower(), 0)  # mega and peta
+    try: um = float(size)*each
     except (TypeError, ValueError): return 0.
-    return um if 0 < um < math.inf else 0.
+    return um if 0 < um < (_OF_PRINT if each == _TO_UM["in"] else math.inf) else 0.
 
 # %% ../../nbs/270_data.scenes.ipynb #b8bffd8d
 def _ome_scene(image, axes, shape, pixels):
     "Of OME's description"
     about = image.find("{*}Pixels")
     names = [c.get("Name", "") for c in about.findall("{*}Channel")]
-    sizes = {a: micrometres(about.get(f"PhysicalSize{a}"), about.get(f"PhysicalSize{a}Unit", "µm")) for a in "ZYX"}
+    sizes = {a: (about.get(f"PhysicalSize{a}"), about.get(f"PhysicalSize{a}Unit", "µm")) for a in "ZYX"}
     return Scene(image.get("Name") or image.get("ID", ""), axes, tuple(shape), pixels, names, sizes)
 
 # %% ../../nbs/270_data.scenes.ipynb #7cc49a00
@@ -74,15 +87,22 @@ def _require_whole(xml, series, path):
     raise BadInput(f"{path} lacks planes that it names ({', '.join(gone[:3]) or 'they are not in the file'}); "
                    "put the files that belong together into one folder, or export the image again")
 
+def _labelled(about):
+    "Names of channels that ImageJ's labels of planes give, c fastest; one that changes with Z or counts names a plane"
+    labels, n = about.get("Labels") or [], int(about.get("channels", 1))
+    each = [{text.splitlines()[0].strip() for text in labels[c::n] if text.strip()} for c in range(n)]
+    names = [of.pop() if len(of) == 1 else "" for of in each]
+    return ["" if re.match(r"[czt]:\d+/\d+", name) else name for name in names]
+
 def _plain_scene(f, series, pixels):
-    "Of any other TIFF: ImageJ's unit and spacing, or the resolution"
+    "Of any other TIFF: ImageJ's labels, unit and spacing, or the resolution"
     about, tags = f.imagej_metadata or {}, f.pages[0].tags
     unit = about.get("unit") if f.is_imagej else getattr(getattr(tags.get("ResolutionUnit"), "value", 0), "name", "")
-    sizes = dict(Z=micrometres(about.get("spacing"), unit))
+    sizes = dict(Z=(about.get("spacing"), unit))
     for axis in "YX":
         n, units = getattr(tags.get(f"{axis}Resolution"), "value", (0, 1))
-        sizes[axis] = micrometres(units/n if n else 0, unit)
-    return Scene(series.name, series.axes, series.shape, pixels, [], sizes)
+        sizes[axis] = (units/n if n and unit not in (None, "", "NONE") else None), unit
+    return Scene(series.name, series.axes, series.shape, pixels, _labelled(about), sizes)
 
 # %% ../../nbs/270_data.scenes.ipynb #4160786c
 @contextmanager
@@ -159,6 +179,11 @@ def _parted(path, part):
     return _companion_scenes(beside, Path(path))
 
 # %% ../../nbs/270_data.scenes.ipynb #deb1a309
+def _disordered(palette):
+    "Do colours (n, 3) not grow brighter with their number? Where they do (ImageJ's green), it is an intensity"
+    light = np.asarray(palette, int).sum(1)
+    return bool((np.diff(light) < 0).any() or light[-1] == light[0])
+
 def _tiff_pixels(path, k):
     with tifffile.TiffFile(path) as f: return f.series[k].asarray()
 
@@ -169,11 +194,15 @@ def _tiff_scenes(path):
         if xml is not None and (part := xml.find("{*}BinaryOnly")) is not None: return _parted(path, part)
         if xml is not None: _require_whole(xml, f.series, path)
         read = [partial(_tiff_pixels, path, k) for k in range(len(f.series))]
-        if xml is None: return [_plain_scene(f, *of) for of in zip(f.series, read)]
-        images = xml.findall("{*}Image")
-        if len(images) == len(f.series):
-            return [_ome_scene(image, s.axes, s.shape, r) for image, s, r in zip(images, f.series, read)]
-        raise ValueError(f"it describes {len(images)} images and holds {len(f.series)}")
+        images = [None for _ in f.series] if xml is None else xml.findall("{*}Image")
+        if len(images) != len(f.series):
+            raise ValueError(f"it describes {len(images)} images and holds {len(f.series)}")
+        found = [_plain_scene(f, s, r) if image is None else _ome_scene(image, s.axes, s.shape, r)
+                 for image, s, r in zip(images, f.series, read)]
+        for scene, series in zip(found, f.series):
+            colours = series.keyframe.colormap  # None: there are none
+            scene.of_palette = series.keyframe.photometric == 3 and (colours is None or _disordered(colours.T))
+        return found
 
 # %% ../../nbs/270_data.scenes.ipynb #110ca238
 def _gaps(array):
@@ -210,36 +239,74 @@ def _zarr_pixels(array, axes, path):
     return x
 
 # %% ../../nbs/270_data.scenes.ipynb #8313d7c5
-def _zarr_scene(group, about, name, path):
+def _scale(level, image, n):
+    "What a voxel of a level measures along each of n axes; NaN: it is not said"
+    steps = [*(level.get("coordinateTransformations") or []), *(image.get("coordinateTransformations") or [])]
+    scales = [step["scale"] for step in steps if step["type"] == "scale"]
+    if any(len(scale) != n for scale in scales):
+        raise ValueError(f"it names {n} axes, and a scale of {' and of '.join(str(len(s)) for s in scales)} numbers")
+    return np.prod(scales, 0) if scales else np.full(n, np.nan)
+
+def _finest(image, n):
+    "The level with the smallest voxels, and its scale; where one does not say its scale, the first"
+    levels = [(level, _scale(level, image, n)) for level in image["datasets"]]
+    if not levels: raise ValueError("its description names no array")
+    volumes = np.array([np.prod(scale) for _, scale in levels])
+    return levels[np.argmin(volumes) if (volumes > 0).all() else 0]
+
+def _zarr_scene(group, image, about, name, path):
     "One image of an OME-Zarr, at its full resolution"
-    image = about["multiscales"][0]
-    axes = [a if isinstance(a, dict) else dict(name=a) for a in image.get("axes", "tczyx")]
-    first = image["datasets"][0]
-    scale = np.ones(len(axes))
-    for step in [*first.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]:
-        if step["type"] == "scale": scale = scale*step["scale"]
-    sizes = {a["name"].upper(): micrometres(s, a.get("unit")) for a, s in zip(axes, scale)}
-    names = [c.get("label") or "" for c in about.get("omero", {}).get("channels", [])]
-    array = group[first["path"]]
+    axes = [a if isinstance(a, dict) else dict(name=a) for a in image.get("axes") or "tczyx"]
+    level, scale = _finest(image, len(axes))
+    sizes = {a["name"].upper(): (None if np.isnan(s) else float(s), a.get("unit")) for a, s in zip(axes, scale)}
+    names = [c.get("label") or "" for c in (about.get("omero") or {}).get("channels") or []]
+    array = group.get(level["path"])
+    if not hasattr(array, "ndim"): raise ValueError(f"it names the array '{level['path']}', which is not there")
     letters = "".join(a["name"][:1].upper() for a in axes)
+    if len(letters) != array.ndim: raise ValueError(f"it names {len(letters)} axes, and its array has {array.ndim}")
     return Scene(name, letters, array.shape, partial(_zarr_pixels, array, letters, path), names, sizes)
 
 # %% ../../nbs/270_data.scenes.ipynb #1025308b
+def _damaged(path):
+    "The first file of a Zarr's descriptions that is no JSON"
+    files = [f for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray") for f in path.rglob(name)]
+    for _, file in sorted((len(f.parts), f) for f in files):
+        try: json.loads(file.read_bytes())
+        except ValueError: return file.relative_to(path).as_posix()
+    return "description"
+
+def _opened_zarr(path):
+    "A group of a Zarr, or what the folder is instead"
+    import zarr
+    if not any((path/name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
+        raise ValueError("it is a folder and no OME-Zarr: it has no zarr.json or .zgroup")
+    try: return zarr.open_group(path, mode="r")
+    except (zarr.errors.ContainsArrayError, zarr.errors.GroupNotFoundError) as e:
+        raise ValueError("it is an array without OME's description; give the folder of the image") from e
+
 def _zarr_scenes(path):
     "All images of an OME-Zarr, or of the folder of series that bioformats2raw writes"
-    import zarr
     def found(group, name):
         about = dict(group.attrs).get("ome", dict(group.attrs))
-        if "multiscales" in about: return [_zarr_scene(group, about, name, path)]
+        images = about.get("multiscales", [])
+        if len(images) == 1: return [_zarr_scene(group, images[0], about, name, path)]
+        called = [f"{name}/{image.get('name') or k}".strip("/") for k, image in enumerate(images)]
+        if images: return [_zarr_scene(group, image, about, n, path) for image, n in zip(images, called)]
         return [s for n, g in sorted(group.groups()) if n != "labels" for s in found(g, f"{name}/{n}".strip("/"))]
-    scenes = found(zarr.open_group(path, mode="r"), "")
+    try: scenes = found(_opened_zarr(path), "")
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"its {_damaged(path)} is damaged: it is no JSON") from e
+    except (AttributeError, KeyError, TypeError, IndexError) as e:
+        lacks = f": there is no {e}" if isinstance(e, KeyError) else ""
+        raise ValueError(f"its multiscales, axes or omero are not as OME-Zarr has them{lacks}") from e
     if not scenes: raise ValueError("it holds no image")
     return scenes
 
 def _png_scenes(path):
     from PIL import Image
-    with Image.open(path) as f: x = np.asarray(f)
-    return [Scene(path.name, "YXS"[:x.ndim], x.shape, partial(np.asarray, x))]
+    with Image.open(path) as f: x, palette = np.asarray(f), f.getpalette() if f.mode == "P" else None
+    of_palette = palette is not None and (len(palette) < 768 or _disordered(np.reshape(palette, (-1, 3))))
+    return [Scene(path.name, "YXS"[:x.ndim], x.shape, partial(np.asarray, x), of_palette=of_palette)]
 
 # %% ../../nbs/270_data.scenes.ipynb #bb4bb80b
 _READERS = {".czi": "bioio_czi", ".nd2": "bioio_nd2", ".lif": "bioio_lif"}
@@ -262,7 +329,7 @@ def _maker_scenes(path):
     scenes = []
     for k, name in enumerate(_opened(path, _READERS[ending]).scenes):
         f = _opened(path, _READERS[ending], k)
-        sizes = {a: micrometres(um, "um") for a, um in zip("ZYX", f.physical_pixel_sizes)}
+        sizes = {a: (um, "um") for a, um in zip("ZYX", f.physical_pixel_sizes)}
         pixels = partial(_maker_pixels, path, _READERS[ending], k)
         scenes.append(Scene(name, f.dims.order, f.shape, pixels, list(f.channel_names or []), sizes))
     return scenes
