@@ -102,7 +102,7 @@ screen:
   control: DMSO                      # what untreated wells are called in the table
   channels: "dna,tubulin,actin"      # the three stains, the nuclear one first
   columns: ""                        # names that differ, e.g. "plate=Plate,well=Well"; README.md lists them
-  nucleus_px: 0                      # diameter of a usual nucleus, pixels; 0: 30
+  nucleus_px: 30                     # diameter of a usual nucleus, pixels
   allow_missing: false               # true: go on without missing and damaged images
 cytogan: {models: "lsgan,bigan,vae", n_epochs: 20, batch_size: 32, width: 0.25, speed: 3, anneal: 0.5}
 phenotypes: {n_epochs: 10, n_splits: 4, n_steps: 100, n_filters: 8, batch_size_critic: 16, lr_critic: 1e-3}
@@ -128,7 +128,7 @@ _READMES["plates"] = """# What is in this folder
     Stains with other names stand in `channels`; their files are then in `Image_FileName_<stain>`.
   - `BBBC021_v1_moa.csv`, a row a treatment: `compound`, `concentration` (µM), `moa`, its mechanism. `columns` may
     rename these too (`moa=MOA`).
-- Nuclei are looked for at 30 pixels across; where yours are of another size, say it in `nucleus_px`.
+- Where nuclei are not about 30 pixels across, say their size in `nucleus_px`.
 - `config.yaml`: what is done with them.
 """ + _STEPS.format(first="Lay tables and plates into `plates/`.")
 
@@ -283,7 +283,7 @@ def look_at_plates(
     p = _values(config, "screen")
     if not p["folder"]: raise BadInput(f"{config['path']}: screen names no folder; give that of your tables and plates")
     sides = [s.strip() for s in p["shape"].split(",") if s.strip()]
-    check_cut([int(s) if s.isdigit() else 0 for s in sides], p["nucleus_px"] or 30)
+    check_cut([int(s) if s.isdigit() else 0 for s in sides], p["nucleus_px"])
     stains, plates = ([s.strip() for s in p[k].split(",") if s.strip()] for k in ("channels", "plates"))
     named = dict(control=p["control"], columns=p["columns"], channels=tuple(stains))
     sites = read_plate_tables(p["folder"], p["allow_missing"], plates or None, **named)

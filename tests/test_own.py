@@ -377,10 +377,12 @@ def test_what_is_needed_is_asked_before_the_first_image(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text, classes", [
     ("path;structure\n{0};a\n{1};b\n", ["a", "b"]), ("path\tstructure\n{0}\ta\n{1}\tb\n", ["a", "b"]),
     ("\ufeffpath,structure\r\n{0},1\r\n{1},2\r\n", ["1", "2"]), ("path,structure\n{0},golgi body\n{1}, golgi body\n", ["golgi body"]),
-    ("path,structure,Metadata_who\n{0},NA,me\n\n{1},None,you\n", ["NA", "None"]), ("path;structure;\n{0};1.5;\n{1};01;\n", ["01", "1.5"])])
-def test_tables_of_every_spreadsheet(tmp_path, text, classes):
+    ("path,structure,Metadata_who\n{0},NA,me\n\n{1},None,you\n", ["NA", "None"]), ("path;structure;\n{0};1.5;\n{1};01;\n", ["01", "1.5"]),
+    ("sep=|\npath|structure\n{0}|a\n{1}|b\n", ["a", "b"])])
+@pytest.mark.parametrize("code", ["utf-8", "utf-16"])
+def test_tables_of_every_spreadsheet(tmp_path, text, classes, code):
     files = [named(tmp_path/f"{k}.ome.tif", "m membrane", "s structure", "d dna").name for k in range(2)]
-    (tmp_path/"cells.csv").write_bytes(text.format(*files).encode())
+    (tmp_path/"cells.csv").write_bytes(text.format(*files).encode(code))
     cells = prepare_table(tmp_path/"cells.csv", tmp_path/"store", *ROOM, test_fraction=0)
     assert cells.classes == classes and list(cells.table.cell_id) == ["0", "1"]
 
@@ -393,8 +395,8 @@ def test_classes_may_be_numbers_in_a_frame(tmp_path):
 
 
 @pytest.mark.parametrize("raw, told", [
-    ("path,structure\nM\u00fcller.tif,a\n".encode("latin-1"), "Latin-1 or Windows-1252 text, not UTF-8 (line 2)"),
-    ("path,structure\na.tif,a\n".encode("utf-16"), "UTF-16 text"), ("path,structure\na.tif,a\n".encode("utf-16-le"), "UTF-16 text"),
+    ("path,structure\nM\u00fcller.tif,a\n".encode("latin-1"), "is not in UTF-8 (line 2); save it as UTF-8"),
+    ("path,structure\na.tif,a\n".encode("utf-16-le"), "is not in UTF-8 (line 1)"), (b"sep=;\npath;structure\na.tif\n", "line 3 has 1 values"),
     (b"PK\x03\x04rest", "workbook"), (b"", "holds no rows"), (b"path,structure\n", "holds no rows"),
     (b"path,structure\na.tif,a,b\n", "line 2 has 3 values"), (b"path,structure\na.tif\n", "line 2 has 1 values"),
     (b"path,structure\n\"a.tif,a\n", "cannot be read as a table"), (b"path,path,structure\na,b,c\n", "names a column twice")])

@@ -197,7 +197,7 @@ def test_files_that_are_no_tables(tmp_path):
     for name, content in (("cut.parquet", (tmp_path/"whole.parquet").read_bytes()[:300]), ("cut.csv.gz", (tmp_path/"whole.csv.gz").read_bytes()[:300]), ("empty.csv", b""), ("empty.parquet", b""),
                           ("binary.csv", bytes(range(256))*30), ("plain.csv.gz", b"Metadata_compound,Cells_a\n"), ("heads.csv", b"Metadata_compound,Cells_a\n")):
         (tmp_path/name).write_bytes(content)
-        with pytest.raises(BadInput, match="cannot be read as a table|holds no row") as e: read_profiles(tmp_path/name)
+        with pytest.raises(BadInput, match="cannot be read as a table|holds no row|is not in UTF-8") as e: read_profiles(tmp_path/name)
         assert name in str(e.value) and len(str(e.value).splitlines()) == 1
 
 
@@ -275,7 +275,7 @@ def test_names_stay_as_they_were_written(tmp_path):
     (dict(Cells_t=["987,1", "1.234,5"]*18), dict(sep=";", decimal=","), r"'1\.234,5' \(feature Cells_t, row 1\) has a point"),
     (dict(Metadata_concentration="0,5"), {}, r"'0,5' \(column concentration, row 0\) a comma"),
     ({f"Cells_f{k}": ["987", "1,234"]*18 for k in range(5)} | dict(Metadata_concentration="1"), {}, r"'1,234' \(feature Cells_f0, row 1\) may mean thousands"),
-    (dict(Metadata_note="\xb5"), dict(encoding="latin-1"), r"\(line 2 is not in UTF-8\); save it as csv in UTF-8"), ({}, dict(encoding="utf-16-le"), "line 1 is not in UTF-8"),
+    (dict(Metadata_note="\xb5"), dict(encoding="latin-1"), r"is not in UTF-8 .line 2.; save it as UTF-8"), ({}, dict(encoding="utf-16-le"), "is not in UTF-8 .line 1"),
     ({}, dict(sep="^"), "nothing parts the columns of 'Metadata_compound^")])
 def test_what_a_csv_says_is_read_or_refused(tmp_path, change, how, says):
     (tmp_path/"t.csv").write_bytes(as_csv(pd.read_csv(theirs(tmp_path)).assign(**change), **how))

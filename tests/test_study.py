@@ -110,7 +110,7 @@ def test_plates_are_looked_at(tmp_path):
     page, ready, verdict = study.check_study(root)
     assert ready and "12 sites" in verdict and "treatments without a mechanism (1): PD-98059" in unescape(page.read_text())
     config = (root/"config.yaml").read_text()
-    bad = {"folder: plates ": "folder: '' ", '"96,96"': '"64,96"', "nucleus_px: 0": "nucleus_px: 2"}
+    bad = {"folder: plates ": "folder: '' ", '"96,96"': '"64,96"', "nucleus_px: 30 ": "nucleus_px: 2 "}
     for (old, new), says in zip(bad.items(), ("names no folder", "64,96 is not square", "nucleus_px 2 is no diameter")):
         (root/"config.yaml").write_text(config.replace(old, new))
         page, ready, _ = study.check_study(root)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
 
+from .archive import parted, table_text
 from .cells import Cells, split_by_hash
 from .image import (
     ROLES, channel_choice, image_files, image_name, is_pattern, pick_channels, read_image, read_labels, voxel_size)
@@ -29,35 +29,19 @@ from .prepare import field_items, prepare_store, stand_in
 from .stack import LeftOut, is_cut, judge_labels, own_nuclei, require_one
 from ..results import BadInput
 
-# %% ../../nbs/290_data.own.ipynb #ceb2e5f1
-def _decoded(path):
-    "The text of a file, which must be UTF-8"
-    try: raw = Path(path).read_bytes()
-    except FileNotFoundError as e:
-        raise BadInput(f"{path}: no such file; give a table with the columns path and structure") from e
-    except OSError as e: raise BadInput(f"{path} cannot be read ({e.strerror}); give a table, as csv") from e
-    if raw[:2] == b"PK": raise BadInput(f"{path} is a workbook of a spreadsheet, not text; save it as csv in UTF-8")
-    try: text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        its = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "Latin-1 or Windows-1252"
-        raise BadInput(f"{path} is {its} text, not UTF-8 (line {raw[:e.start].count(10) + 1}); "
-                       "save it as csv in UTF-8") from e
-    if "\0" in text: raise BadInput(f"{path} is UTF-16 text, not UTF-8; save it as csv in UTF-8")
-    return text
-
 # %% ../../nbs/290_data.own.ipynb #512ce101
 def read_table(
-    path: str | Path,  # of a csv; columns parted by commas, semicolons or tabs
+    path: str | Path,  # of a csv
 ) -> pd.DataFrame:  # all text, None where nothing is said
     "The csv that a person wrote"
-    text = _decoded(path)
-    first = text.lstrip().split("\n", 1)[0]
-    try: lines = list(csv.reader(io.StringIO(text.lstrip()), delimiter=max(",;\t", key=first.count), strict=True))
+    text = table_text(path).lstrip()
+    sep, table = parted(text)
+    try: lines = list(csv.reader(io.StringIO(table), delimiter=sep, strict=True))
     except csv.Error as e: raise BadInput(f"{path} cannot be read as a table ({e}); save it as csv in UTF-8") from e
     lines = [[v.strip() for v in line] for line in lines]
     names = lines[0] if lines else []
     while names and not names[-1]: names.pop()  # columns that a spreadsheet leaves empty
-    for k, line in enumerate(lines, 1):
+    for k, line in enumerate(lines, 1 + (table != text)):
         if any(line[len(names):]) or any(line) and len(line) < len(names):
             raise BadInput(f"{path}: line {k} has {len(line)} values where the first line names {len(names)} columns; "
                            "quote what holds the separator")
@@ -293,11 +277,6 @@ def _only(mask, path):
                        "say which in label (--label), or name it in the column cells to take every cell")
     return mask > 0
 
-def _in_one(cell):
-    "The mask of one cell, which does not fall into several"
-    require_one(np.bincount(ndimage.label(cell, np.ones([3]*cell.ndim))[0].ravel())[1:])
-    return cell
-
 # %% ../../nbs/290_data.own.ipynb #0343ade4
 def own_masks(
     row: dict,  # column -> text or None
@@ -311,7 +290,7 @@ def own_masks(
     if cell is None:
         return dict(cell_mask=None, nucleus_mask=None if nucleus is None else _only(nucleus, row["nucleus_mask"]))
     label, whole = int(float(row.get("label") or 1)), not row.get("label")
-    if whole: cell = _in_one(_only(cell, row["cell_mask"]))*1
+    if whole: cell = require_one(_only(cell, row["cell_mask"]))*1
     if not (cell == label).any():
         raise BadInput(f"{row['cell_mask']}: the mask has no voxel of label {label}; correct the table")
     if is_cut(cell == label): raise LeftOut("the border of the image cuts it")

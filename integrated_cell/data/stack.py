@@ -54,13 +54,15 @@ class LeftOut(BadInput):
     "A cell that cannot be used, though others can: it is listed with the reason"
 
 def require_one(
-    sizes: np.ndarray,  # (n,) voxels of the parts of a mask
-) -> None:
+    mask: np.ndarray,  # (*s) bool, of one cell
+) -> np.ndarray:  # the same
     "Leave a cell out where another part is half as large: which of them is it?"
-    two = np.sort(sizes)[::-1][:2]
+    labels, _ = ndimage.label(mask, np.ones([3]*np.ndim(mask)))
+    two = np.sort(np.bincount(labels.ravel())[1:])[::-1][:2]
     if len(two) == 2 and two[1] >= two[0]/2:
         raise LeftOut(f"it falls into parts of like size ({two[0]} and {two[1]} voxels), perhaps several cells; "
                       "give an image of labels, a number a cell (column cells, or cell_mask and label)")
+    return mask
 
 def segment(
     channel: np.ndarray,  # (*s) in [0, 1]
@@ -75,7 +77,7 @@ def segment(
     mask = _fill(_fill(mask, (-2, -1)), range(mask.ndim))
     labels, n = ndimage.label(mask)
     size = np.bincount(labels.ravel(), minlength=n + 1); size[0] = 0
-    if alone: require_one(size)
+    if alone: require_one(mask)
     kept = size >= smallest*size.max(); kept[0] = False
     return kept[labels]
 

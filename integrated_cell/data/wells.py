@@ -6,18 +6,16 @@
 __all__ = ['CHANNELS', 'COLUMNS', 'well_name', 'one_spelling', 'micromolar', 'one_dose', 'column_names', 'batch_of', 'site_table']
 
 # %% ../../nbs/180_data.wells.ipynb #56b79235
-import codecs
 import csv
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from .archive import parted, table_text
 from ..results import BadInput
 
 # %% ../../nbs/180_data.wells.ipynb #83a9c81f
@@ -117,34 +115,17 @@ def column_names(
     return dict(zip(CHANNELS, (known.pop(c) for c in channels))) | known
 
 # %% ../../nbs/180_data.wells.ipynb #8463a967
-def _text(path):
-    "What a table says, as it is or gzipped: UTF-8, or UTF-16 where its first bytes say so"
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rb") as f: raw = f.read()
-    except (OSError, EOFError, zlib.error) as e:
-        why = f"({type(e).__name__}); it is cut or damaged: get it again"
-        raise BadInput(f"{path} cannot be read as a table {why}") from e
-    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try: text = raw.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError: text = "\0"
-    if "\0" not in text: return re.sub("\r\n?", "\n", text)
-    raise BadInput(f"{path} is not written in UTF-8; save it as UTF-8 (Excel: CSV UTF-8)")
-
 def _lines(path, text):
     "Line number and values of each line; what parts them is the commonest mark of the first, or what Excel's sep= says"
-    first = text.split("\n", 1)[0]
-    said = re.fullmatch(r'"?sep=([,;\t|])"?[,;\t| ]*', first, re.I)
-    if said: text = text[len(first) + 1:]
-    names = re.sub('"[^"]*"', "", text.split("\n", 1)[0])
+    sep, table = parted(text)
+    names = re.sub('"[^"]*"', "", table.split("\n", 1)[0])
     if names.startswith("#"):
         raise BadInput(f"{path} begins with the comment '{names[:40]}'; remove it, the first line names the columns")
-    sep = said[1] if said else max(",;\t|", key=names.count)
     if sep not in names:
         raise BadInput(f"{path}: the first line, which names the columns, parts them by no comma, semicolon, tab or |; "
                        "save it with one of these")
-    reader = csv.reader(io.StringIO(text), delimiter=sep)
-    try: return [(reader.line_num + bool(said), [v.strip() for v in row]) for row in reader]
+    reader = csv.reader(io.StringIO(table), delimiter=sep)
+    try: return [(reader.line_num + (table != text), [v.strip() for v in row]) for row in reader]
     except csv.Error as e: raise BadInput(f"{path} cannot be read as a table ({e}); get it again") from e
 
 def _parsed(path, text):
@@ -168,7 +149,7 @@ def _table(folder, name):
     found = [p for p in found if len(p.parts) == min(len(p.parts) for p in found)]
     if len({p.parent for p in found}) > 1:
         raise BadInput(f"{folder} has two tables of one name, {found[0]} and {found[-1]}; give the folder of one")
-    text, *others = map(_text, found)
+    text, *others = map(table_text, found)
     if others and others[0] != text: raise BadInput(f"{found[0]} and {found[1]} differ; keep the one that is meant")
     return _parsed(found[0], text), found[0]
 

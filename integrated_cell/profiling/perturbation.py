@@ -32,7 +32,7 @@ def strongest(
     compound = top["compound"].value_counts(sort=True).index[0]
     return compound, float(top.concentration[top["compound"] == compound].iloc[0])
 
-# %% ../../nbs/827_profiling.perturbation.ipynb #2ac19e8e
+# %% ../../nbs/827_profiling.perturbation.ipynb #1728e739
 def by_codes(
     coder: CytoGan,  # with an encoder
     cells: Cells,
@@ -51,7 +51,7 @@ def first_coder(
     "The first model that can give a real cell a code"
     return next((m for m in (open_cytogan(results, name) for name in names) if hasattr(m, "enc")), None)
 
-
+# %% ../../nbs/827_profiling.perturbation.ipynb #6144ea88
 def by_flow(
     model: FlowMatching,  # of all channels, given none
     cells: Cells,
@@ -66,7 +66,7 @@ def by_flow(
     to = torch.full((len(x),), model.classes.index(moa))
     return (draw(model, none, to, noise, n_steps)*255).round().byte().numpy()
 
-
+# %% ../../nbs/827_profiling.perturbation.ipynb #d7ad9763
 def perturbed(
     cells: Cells,  # of a screen
     rows: Sequence[int],  # untreated test cells

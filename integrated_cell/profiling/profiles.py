@@ -7,7 +7,6 @@ __all__ = ['scale_plates', 'profiles', 'whiten', 'choose_eps', 'tvn', 'predict_m
            'write_profiles', 'read_profiles', 'feature_select']
 
 # %% ../../nbs/830_profiling.profiles.ipynb #e73d67b2
-import gzip
 import io
 import re
 import warnings
@@ -20,6 +19,7 @@ import pandas as pd
 from sklearn.model_selection import GroupKFold
 
 from ..claims import Estimate, bootstrap
+from ..data.archive import parted, table_text
 from ..results import BadInput, whole
 
 # %% ../../nbs/830_profiling.profiles.ipynb #92d71293
@@ -321,23 +321,13 @@ def write_profiles(
 # %% ../../nbs/830_profiling.profiles.ipynb #638b886b
 _HEADS = r'^(?:.*[,;\t|"])?[ \t]*(?:Image_)?Metadata_'  # the line of names of a csv
 
-def _text(path):  # of a csv, gzipped or not, in UTF-8, or in UTF-16 that says so
-    raw = Path(path).read_bytes()
-    if raw[:2] == b"\x1f\x8b" or str(path).lower().endswith(".gz"): raw = gzip.decompress(raw)
-    try: text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeDecodeError as e: text, raw = "\0", raw[:e.start]
-    if "\0" in text:
-        line = raw.partition(b"\0")[0].count(10) + 1
-        raise BadInput(f"{path} cannot be read as a table (line {line} is not in UTF-8); save it as csv in UTF-8")
-    return text
-
 def _read_csv(path):  # -> all as text, missing where nothing stands; the mark of decimals that fits its separator
-    text = _text(path)
+    text = table_text(path)
     start = found.start() if (found := re.search(_HEADS, text, re.M)) else 0
     above = [v for v in text[:start].splitlines() if v.strip() and not re.match('(?i)"?sep=', v)]
-    first = text[start:].partition("\n")[0]
-    sep = max(",;\t|", key=re.sub('"[^"]*"', "", first).count)
-    rows = pd.read_csv(io.StringIO(text[start:]), sep=sep, header=None, dtype=str,
+    sep, table = parted(text[start:])
+    first = table.partition("\n")[0]
+    rows = pd.read_csv(io.StringIO(table), sep=sep, header=None, dtype=str,
                        keep_default_na=False, na_values=[""])
     if rows.shape[1] < 2:
         raise BadInput(f"{path}: nothing parts the columns of '{first.strip()[:60]}'; part them by , or ; or | or tabs")
