@@ -57,6 +57,14 @@ print(json.dumps(found))""")
     assert not found, f"loaded, and by which module: {found}"
 
 
+def test_who_trains_nothing_does_not_wait_for_lightning():
+    found = said_by("""
+import integrated_cell.evaluation.costs, integrated_cell.evaluation.trial, integrated_cell.models, integrated_cell.synthesis.families
+import integrated_cell.profiling.views
+print(json.dumps(sorted({"lightning", "torch._dynamo", "torchmetrics"} & set(sys.modules))))""")
+    assert not found
+
+
 def test_the_command_line_answers_at_once():
     heavy, n = said_by(f"""
 from integrated_cell.app import main

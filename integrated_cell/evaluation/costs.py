@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from lightning.fabric import Fabric
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..integration import conditional, reference
@@ -97,6 +96,7 @@ def per_step(
 
 # %% ../../nbs/780_evaluation.costs.ipynb #0b70a5c0
 def _update(model, step, x, y):  # operations of one update
+    from lightning.fabric import Fabric
     fabric = Fabric(accelerator="cpu", devices=1)
     trained = [n for n, net in model.named_children() if next(net.parameters()).requires_grad]
     nets = {n: fabric.setup_module(getattr(model, n), move_to_device=False) for n in trained}

@@ -17,7 +17,6 @@ from functools import partial
 
 import pandas as pd
 import torch
-from lightning.fabric import Fabric
 
 from ..integration import conditional, reference
 from ..results import BadInput
@@ -54,6 +53,7 @@ def steps_of(
 ) -> dict:  # seconds a step, gib
     "A few steps of one phase, in this process"
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    from lightning.fabric import Fabric
     fabric = Fabric(accelerator=device, devices=1)
     model, step = _phase(chapter, tuple(shape), n_classes, n_latent_r, n_latent_s, width)
     model, base = model.to(device), _held()

@@ -12,9 +12,6 @@ from typing import Iterator
 
 import torch
 import torch.distributed as dist
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from ..results import BadInput, process
@@ -105,8 +102,11 @@ def processes(
     accelerator: str = "auto",  # "cpu", "gpu"
     devices: int = 1,  # that share a batch; 0: the processes that torchrun or srun started, else all GPUs, else one CPU
     precision: str = "32-true",  # or "bf16-mixed"
-) -> Fabric:  # to be launched
+):  # lightning Fabric, to be launched
     "What trains: this process alone, or one a device, joined by DistributedDataParallel"
+    from lightning.fabric import Fabric  # three seconds, which who only looks at results need not wait
+    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+    from lightning.fabric.strategies import DDPStrategy
     gpus, world, n_nodes = 0 if accelerator == "cpu" else torch.cuda.device_count(), process()[1], 1
     common = dict(accelerator=accelerator, precision=precision)
     if devices != 1: devices = world if world > 1 else devices or gpus or 1

@@ -25,8 +25,6 @@ import numpy as np
 import pandas as pd
 import google_crc32c as crc32c
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.loggers import TensorBoardLogger
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
@@ -245,7 +243,7 @@ class Place:
 @dataclass
 class Run:
     "A model in training"
-    fabric: Fabric
+    fabric: object  # lightning Fabric
     model: nn.Module
     opts: dict  # name of a network: its torch optimiser
     out: Path
@@ -272,7 +270,7 @@ def _fingerprint(tensors: dict[str, torch.Tensor]) -> str:
     return f"{zlib.crc32(to_bytes(plain)):08x}"
 
 # %% ../../nbs/380_training.train.ipynb #c691517e
-def _all_settings(fabric: Fabric, model: nn.Module, step: Callable, opts: dict, batches, **more) -> dict:
+def _all_settings(fabric, model: nn.Module, step: Callable, opts: dict, batches, **more) -> dict:
     "Everything that decides the result of a run, but for the number of epochs"
     said = {"model": type(model).__name__, **getattr(model, "settings", {})}
     precision = fabric.strategy.precision.precision
@@ -501,7 +499,7 @@ def _one_epoch(run: Run, step: Callable, nets: dict, opts: dict, batches, came: 
     return sums
 
 # %% ../../nbs/380_training.train.ipynb #394268dc
-def _end_epoch(run: Run, sums: dict[str, float], log: TensorBoardLogger, keep: dict[int, str]) -> None:
+def _end_epoch(run: Run, sums: dict[str, float], log, keep: dict[int, str]) -> None:
     "Write down an epoch: checkpoint, history.csv, TensorBoard, a copy of the model where one is asked for"
     place = run.place
     row = {"epoch": place.epoch, **{k: v/max(place.cells, 1) for k, v in sums.items()}, **_watched(run),
@@ -535,7 +533,7 @@ def _ready(run: Run, seed: int) -> tuple[dict, dict]:  # networks and optimisers
     return nets, opts
 
 # %% ../../nbs/380_training.train.ipynb #66af50db
-def _train(fabric: Fabric, model: nn.Module, step: Callable, opts: dict, batches, out: Path, seed: int, settings: dict,
+def _train(fabric, model: nn.Module, step: Callable, opts: dict, batches, out: Path, seed: int, settings: dict,
            plan: dict, save_every_s: float, show: bool, keep: dict[int, str]) -> pd.DataFrame:
     "What each process of `fit` does"
     if fabric.strategy.launcher: torch.set_num_threads(1)  # forked: threads of before are gone, and wait for ever
@@ -545,6 +543,7 @@ def _train(fabric: Fabric, model: nn.Module, step: Callable, opts: dict, batches
     settings = _all_settings(fabric, model, step, opts, batches, seed=seed, **settings)
     run = Run(fabric, model, opts, out, settings, **plan)
     nets, ready = _ready(run, seed)
+    from lightning.fabric.loggers import TensorBoardLogger
     log = TensorBoardLogger(out, name="tensorboard", version="", purge_step=run.place.epoch)
     with _signals() as came, Progress(run, len(batches), show) as progress:
         while _goes_on(run):
@@ -559,7 +558,7 @@ def _train(fabric: Fabric, model: nn.Module, step: Callable, opts: dict, batches
     return pd.DataFrame(run.place.history)
 
 # %% ../../nbs/380_training.train.ipynb #4b793390
-def _launch(fabric: Fabric, model: nn.Module, *args, out: Path) -> pd.DataFrame:
+def _launch(fabric, model: nn.Module, *args, out: Path) -> pd.DataFrame:
     "Train in all processes; weights come back from forked ones through the checkpoint"
     try: history = fabric.launch(_train, model, *args)
     except ProcessRaisedException as e:
