@@ -105,9 +105,10 @@ def _plates(a):
 
 # %% ../nbs/960_app.ipynb #2220cb82
 def _laid(a):  # where a kept model stands in for a training
+    if a.source != "models": return None
     from integrated_cell.models import lay
     from integrated_cell.workflow import read_config
-    return lay(read_config(a.config), a.name) if a.source == "models" else None
+    return lay(read_config(a.config), a.name)
 
 
 def _keep(a):

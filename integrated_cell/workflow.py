@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 import time
 from contextlib import chdir
 from importlib.metadata import version
@@ -209,6 +210,15 @@ def given(
     return {"results": now["results"]} | {k: v for k, v in now.items() if k in said or v != defaults[k]}
 
 # %% ../nbs/920_workflow.ipynb #b2417d7b
+_DEVICES = "nvidia*", "nvhost-gpu", "kfd", "dxg"  # what a system with a GPU has in /dev
+
+
+def _gpu():  # its name; None: there is none, which can be said without loading torch
+    if not any(p for name in _DEVICES for p in Path("/dev").glob(name)): return None
+    import torch
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def record(
     path: Path,  # run.json
     started: float,  # time.time() when it began
@@ -216,7 +226,6 @@ def record(
     values: dict,  # what papermill was given
 ) -> dict:  # what was written
     "Beside a chapter: the commit, parameters, versions, time and memory it took"
-    import torch
     cores, used = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "all")
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     packages = ("integrated_cell", "torch", "lightning", "numpy", "zarr", "scikit-learn")
@@ -226,7 +235,7 @@ def record(
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
         "seconds": round(time.time() - started, 1),
         "memory_gib": round(most/2**20, 2),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {cores} cores, {used} used",
+        "device": _gpu() or f"CPU, {cores} cores, {used} used",
         "versions": {p: version(p) for p in packages}})
 
 # %% ../nbs/920_workflow.ipynb #2b3a12fa
@@ -290,13 +299,20 @@ def fault(
     return f"chapter {chapter} stopped: {why}; the notebook so far is at {notebook}"
 
 # %% ../nbs/920_workflow.ipynb #ccb87e1a
+def _papermill():  # jsonschema reads a grammar of addresses as it is loaded, for seconds; no notebook needs it
+    spared = sys.modules.setdefault("rfc3987_syntax", None) is None
+    import papermill
+    if spared: del sys.modules["rfc3987_syntax"]
+    return papermill
+
+
 def help_train(
     notebook: Path,  # of the chapter
     values: dict,  # what papermill is given
     home: Path,  # where it runs
 ) -> None:
     "What a process beside the first does for a chapter"
-    import papermill
+    papermill = _papermill()
     if "devices" not in declared(notebook): return
     quiet = dict(progress_bar=False, extra_arguments=["--log-level=ERROR"])
     try: papermill.execute_notebook(notebook, None, values, kernel_name="python3", cwd=str(home), **quiet)
@@ -311,7 +327,7 @@ def run_chapter(
     changed: dict | None = None,  # parameters over the file's
 ) -> Path:  # results/<config>/<chapter>
     "Execute a chapter from where its run is at home; its prose gets its numbers, and it is kept whatever comes of it"
-    import papermill
+    papermill = _papermill()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the kernel: threads that wait leave their core to others
     config, started = read_config(config_path), time.time()
     values, notebook = parameters(config, chapter, changed), config["root"]/"nbs/experiments"/f"{chapter}.ipynb"
