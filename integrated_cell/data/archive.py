@@ -111,10 +111,11 @@ def table_text(
     path: str | Path,  # of a csv
 ) -> str:  # lines end in \n
     "What a table says, gzipped or not, in UTF-8, or in UTF-16 where its first bytes say so"
-    try:
-        raw = Path(path).read_bytes()
-        if raw[:2] == b"\x1f\x8b" or str(path).lower().endswith(".gz"): raw = gzip.decompress(raw)
+    try: raw = Path(path).read_bytes()
     except FileNotFoundError as e: raise BadInput(f"{path}: no such file; give a table, as csv") from e
+    except OSError as e: raise BadInput(f"{path} cannot be read ({e.strerror}); give a table, as csv") from e
+    try:
+        if raw[:2] == b"\x1f\x8b" or str(path).lower().endswith(".gz"): raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as e:
         why = f"({type(e).__name__}); it is cut or damaged: get it again"
         raise BadInput(f"{path} cannot be read as a table {why}") from e
