@@ -160,7 +160,7 @@ def test_everything_that_is_wrong_stands_on_the_page(mine, cells):
 
 
 @pytest.mark.parametrize("spoil, words", [
-    (lambda root: (root/"cells.csv").write_bytes("path,structure\na.tif,Zellkörper\n".encode("latin-1")), "Latin-1"),
+    (lambda root: (root/"cells.csv").write_bytes("path,structure\na.tif,Zellkörper\n".encode("latin-1")), "is not in UTF-8 (line 2)"),
     (lambda root: (root/"config.yaml").write_bytes("chapters: [data] # Größe".encode("latin-1")), "not in UTF-8"),
     (lambda root: (root/"config.yaml").write_text("chapters: [data]\ndata: {sorce: cells.csv}"), "unknown parameter 'sorce'"),
     (lambda root: (root/"cells.csv").write_text("path,structur\na.tif,A\n"), "unknown column 'structur'"),
