@@ -9,7 +9,6 @@ __all__ = ['pairs', 'parser', 'main']
 import argparse
 import os
 import sys
-from pathlib import Path
 
 import yaml
 

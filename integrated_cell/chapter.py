@@ -129,6 +129,16 @@ class Run:
         from integrated_cell.training.train import load
         return load(self.run/chapter, Model).to(self.device)
 
+    def trained(self,
+        chapter: str,  # "gans" or "cytogan", which train many
+        asked: str = "",  # a parameter: names with commas between; empty: all
+    ) -> dict:  # by name, on the CPU, in evaluation mode
+        "The networks that a chapter trained, those that are asked for"
+        from integrated_cell.profiling.cytogan import open_cytogan
+        from integrated_cell.synthesis.families import open_gan
+        names = chosen(asked, self.numbers(chapter)["models"], f"model of the chapter {chapter}")
+        return {m: dict(gans=open_gan, cytogan=open_cytogan)[chapter](self.run, m) for m in names}
+
     def priors(self,
         asked: str,  # a parameter: "normal", "flow", or both with a comma between
         device: str | None = None,  # None: where networks run

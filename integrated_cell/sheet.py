@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import charts, plot
+from . import plot
 from .claims import digits
 from .data.checkup import Looked
 from .data.image import ROLES

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from conftest import one_sentence, run, set_config, write_chapter
-from test_workflow import LAST, everything, execute, planned
+from test_workflow import everything, execute, planned
 
 from integrated_cell import workflow
 from integrated_cell.results import BadInput

@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from lightning.fabric import Fabric
 
 from integrated_cell.integration import conditional, reference

@@ -321,7 +321,7 @@ def _maker_pixels(*of): return _opened(*of).data
 
 def _maker_scenes(path):
     "Of a maker's own format"
-    ending, n = path.suffix.lower(), 0
+    ending = path.suffix.lower()
     if any(find_spec(module) is None for module in ("bioio", _READERS[ending])):
         raise BadInput(f"{path}: no reader of {ending} files is installed; pip install -e '.[formats]' in the "
                        "project's folder does it, or export the image as OME-TIFF with Fiji, or as OME-Zarr with "

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['recall_table', 'unrolled', 'scores', 'compare', 'measure', 'image_features', 'image_totals', 'opponents',
-           'Classifier', 'fit_classifier', 'soften', 'clean_images', 'blurred', 'answers']
+           'plain_answers', 'Classifier', 'fit_classifier', 'soften', 'clean_images', 'blurred', 'answers']
 
 # %% ../../nbs/430_evaluation.classify.ipynb #8f5185cb
 from collections.abc import Mapping
@@ -17,6 +17,9 @@ import torch
 from scipy import ndimage, stats
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 
@@ -168,6 +171,26 @@ def opponents(
     for name, known in (("forest, hand-made features", features.to_numpy()), ("forest, total intensities", totals)):
         found[name] = RandomForestClassifier(**trees).fit(known[rows], y[rows]).predict(known[test])
     return found | {"always the commonest": DummyClassifier().fit(totals[rows], y[rows]).predict(totals[test])}
+
+# %% ../../nbs/430_evaluation.classify.ipynb #730f4f94
+def plain_answers(
+    features: pd.DataFrame,  # of all cells; the names of its columns begin with their channel
+    y: np.ndarray,  # (n,) classes of all cells
+    rows: np.ndarray,  # cells to learn from
+    test: np.ndarray,  # cells to name
+    n_trees: int = 500,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:  # (len(test),) classes, by method
+    "What plain numbers of red and green give away: a forest on one channel and on both, the nearest neighbour on both"
+    forest = RandomForestClassifier(n_trees, random_state=seed, class_weight="balanced")
+    nearest = make_pipeline(StandardScaler(), KNeighborsClassifier(1))
+    asked = {"forest, red alone": (forest, "red"), "forest, green alone": (forest, "green"),
+             "forest, both": (forest, ""), "nearest neighbour, both": (nearest, "")}
+    named = {}
+    for name, (judge, channel) in asked.items():
+        x = features.filter(regex=f"^{channel}").to_numpy()
+        named[name] = judge.fit(x[rows], y[rows]).predict(x[test])
+    return named
 
 # %% ../../nbs/430_evaluation.classify.ipynb #b4ce9510
 class _MeanMax(nn.Module):

@@ -24,7 +24,6 @@ from .classify import scores
 from .correlation import mean_of_pairs, streamed_correlation
 from .metrics import frechet_distance, inception_score, kernel_distance, neighbour_scores
 from ..integration.integrate import decode
-from ..results import BadInput
 from ..simulation.stem import expected_cell
 
 # %% ../../nbs/740_evaluation.distribution.ipynb #64a95e54

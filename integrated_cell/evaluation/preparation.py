@@ -6,8 +6,6 @@
 __all__ = ['microscope', 'raw_stacks', 'as_it_lies', 'framed', 'left_over', 'turned', 'against_originals']
 
 # %% ../../nbs/470_evaluation.preparation.ipynb #0002
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import tifffile

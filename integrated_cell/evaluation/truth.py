@@ -26,7 +26,6 @@ from ..claims import from_draws
 from ..data.cells import CHANNELS_R, Cells
 from ..results import BadInput, whole
 from ..simulation.stem import PHOTONS, camera, resample_structure
-from .correlation import spearman
 from .variation import sample_variation
 
 # %% ../../nbs/710_evaluation.truth.ipynb #8badf463

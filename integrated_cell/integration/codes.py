@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ..data.cells import CHANNELS_R
 from .conditional import Conditional

@@ -7,7 +7,7 @@ __all__ = ['REFERENCE', 'resolved', 'image_rows', 'place_of', 'OwnImage', 'read_
            'vary_images']
 
 # %% ../../nbs/590_integration.own.ipynb #d35ebc04
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path

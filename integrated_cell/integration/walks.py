@@ -16,17 +16,17 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import pairwise_distances
 
 from ..claims import estimates, mean_interval
-from ..data.cells import Cells
+from ..data.cells import CHANNELS_R, Cells
 from .conditional import Conditional
 from .integrate import integrate_latent, polar_path
-from ..data.cells import CHANNELS_R
 from ..plot import project
 from ..results import BadInput
+from ..simulation.shapes import STAGES
 
 # %% ../../nbs/540_integration.walks.ipynb #6594b36c
 def staged(
     cells: Cells,
-    stages: Sequence[str],  # in their order
+    stages: Sequence[str],  # in their order; empty: all that simulated cells have
     n_train: int = 0,  # training cells that stages are learnt from; 0: all
 ) -> tuple[list[str], np.ndarray, np.ndarray]:  # stages that are there, rows to learn from, rows to walk between
     "Stages with two test cells and a training cell at least, and the cells that are in one of them"
@@ -35,7 +35,7 @@ def staged(
                        "leave the chapter 'traversal' out of this run")
     of = cells.table.stage.to_numpy()
     learn, test = cells.rows("train")[:n_train or None], cells.rows("test")
-    here = [s for s in stages if (of[test] == s).sum() > 1 and (of[learn] == s).any()]
+    here = [s for s in stages or STAGES if (of[test] == s).sum() > 1 and (of[learn] == s).any()]
     if len(here) < 2:
         raise BadInput(f"{cells.path}: two stages at least need two test cells and a training cell each; found {here}, "
                        "look at the parameter stages")

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['expected_reference', 'image_cell', 'draw_table', 'simulate_cells', 'expected_cell', 'resample_structure', 'places',
-           'resampled']
+           'resampled', 'in_stages']
 
 # %% ../../nbs/230_simulation.stem.ipynb #36cf41ae
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -190,3 +191,13 @@ def resampled(
     one = simulate_cells(4, shape, seed, structures=structures[-1:], stages=stage)
     membrane, dna = one[0][[0, 2]]/np.float32(255)
     return [np.stack([membrane, x_s, dna]) for s in structures for x_s in resample_structure(one, 0, s, n, seed)]
+
+# %% ../../nbs/230_simulation.stem.ipynb #8b6be6af
+def in_stages(
+    structures: Sequence[str],
+    shape: tuple[int, ...],  # (Z, Y, X)
+    seed: int = 0,
+) -> dict:  # cells, titles, row_titles: what `plot.show_cells` takes; two rows of four a structure
+    "Structures in the eight stages of the cell cycle, through the microscope"
+    cells = [image_cell(s, stage, 1000*seed + k, shape) for s in structures for k, stage in enumerate(STAGES)]
+    return dict(cells=cells, titles=[*STAGES]*len(structures), row_titles=np.repeat(structures, 2))

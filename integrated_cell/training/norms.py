@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import read_images
-from ..results import BadInput
 
 # %% ../../nbs/350_training.norms.ipynb #0dc65578
 def batch_norms(
