@@ -119,6 +119,11 @@ def project(
     return next((p for p in (*above, CHECKOUT) if (p/"nbs/experiments"/f"{chapter}.ipynb").is_file()), None)
 
 
+def _injected(names):  # those that papermill put below the cell of parameters
+    cells = [source for source in names.get("In", []) if source.startswith("# Parameters\n")]
+    return [n.targets[0].id for source in cells[:1] for n in ast.parse(source).body if isinstance(n, ast.Assign)]
+
+
 def at_work(
     notebook: Path,  # of the chapter
     names: dict | None = None,  # what the kernel knows; None: that of this process
@@ -129,5 +134,7 @@ def at_work(
     if names is None: names = shell.user_ns if shell else {}
     defaults = declared(notebook)
     if not set(defaults) <= set(names): return {}
+    if strange := [name for name in _injected(names) if name not in defaults]:
+        raise BadInput(f"chapter {notebook.stem}: unknown parameter '{strange[0]}'; it knows {', '.join(defaults)}")
     for name, default in defaults.items(): names[name] = taken(name, names[name], default, f"chapter {notebook.stem}")
     return {name: names[name] for name in defaults}

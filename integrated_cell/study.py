@@ -120,7 +120,8 @@ _READMES["plates"] = """# What is in this folder
     |---|---|---|
     | dna, tubulin, actin | `Image_FileName_DAPI`, `Image_FileName_Tubulin`, `Image_FileName_Actin` | their files |
     | folder | `Image_PathName_DAPI` | folder of the files; where it is missing, the plate's |
-    | plate, well, replicate | `Image_Metadata_Plate_DAPI`, `Image_Metadata_Well_DAPI`, `Replicate` | where it is |
+    | plate, well | `Image_Metadata_Plate_DAPI`, `Image_Metadata_Well_DAPI` | where it is |
+    | replicate | `Replicate` | needless |
     | compound | `Image_Metadata_Compound` | what the well was given; controls too |
     | concentration | `Image_Metadata_Concentration` | in µM; any other unit stands behind the number (300 nM) |
     | batch | `Image_Metadata_Batch` | needless; otherwise what stands before `_` in a plate's name |

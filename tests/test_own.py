@@ -1,4 +1,5 @@
 "Own images: what files and tables say is never ignored, what goes wrong is one sentence, and a segmented field goes in"
+import json
 import logging
 import re
 
@@ -695,10 +696,31 @@ FULL = pyramid(("0", [1, .5, .2, .2]))
     (dict(multiscales=[pyramid(("0", None)) | dict(axes="zyx")]), "it names 3 axes, and its array has 4"),
     (dict(multiscales=[FULL | dict(datasets=[])]), "its description names no array"),
     (dict(multiscales=None), "its multiscales, axes or omero are not as OME-Zarr has them"),
-    (dict(multiscales=[dict(axes="czyx")]), "has them: there is no 'datasets'"), (dict(omero=dict(channels=["a"]*3)), "not as OME-Zarr has them")])
+    (dict(multiscales=[dict(axes="czyx")]), "has them: there is no 'datasets'"), (dict(omero=dict(channels=["a"]*3)), "not as OME-Zarr has them"),
+    (dict(multiscales=[pyramid(("0", [1, [], 1, 1]))]), "not as OME-Zarr has them")])
 def test_a_zarr_of_a_wrong_description(tmp_path, about, told):
     refused = said(read_image, described(tmp_path/"a.zarr", SMALL, **about))
     assert told in refused and not re.search("Error|NoneType|object|store", refused)
+
+
+@pytest.mark.parametrize("file, key, value, told", [
+    ("0/zarr.json", "codecs", [], "the description of its array '0' is not as Zarr has it"), ("0/zarr.json", "data_type", "a", "of its array '0'"),
+    ("0/zarr.json", "shape", [3, -5, 12, 16], "of its array '0'"), ("zarr.json", "zarr_format", 4, "the description of its group"),
+    ("0/zarr.json", "codecs", [dict(name="bytes", configuration=dict(endian="little")), dict(name="mine")], "that no installed package knows"),
+    ("0/c/0/0/0/0", None, b"no chunk", "the array '0' cannot be read to its end; a chunk is damaged")])
+def test_zarr_is_not_heard(tmp_path, file, key, value, told):
+    path = described(tmp_path/"a.zarr", SMALL, multiscales=[FULL])
+    about = value if key is None else json.dumps(json.loads((path/file).read_text()) | {key: value}).encode()
+    (path/file).write_bytes(about)
+    refused = said(read_image, path)
+    assert told in refused and not re.search("Error|Expected|Got|codec|Zstd", refused)
+
+
+def test_a_compression_without_its_package_is_no_damage(tmp_path, monkeypatch):
+    def lacks(*_): raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+    path = ome(tmp_path/"a.ome.tif", SMALL, **UM)
+    monkeypatch.setattr("integrated_cell.data.scenes._tiff_pixels", lacks)
+    assert "needs the package imagecodecs; pip install -e '.[formats]'" in said(read_image, path)
 
 
 def test_folders_that_are_no_zarr(tmp_path):

@@ -223,6 +223,9 @@ def test_the_control_and_the_columns_have_other_names(tmp_path):
                            (says | dict(columns="well=Well,dose=dose"), "'dose' is not understood"),
                            (says | dict(channels=("dna", "er")), "are not three stains")):
         with pytest.raises(BadInput, match=message): read_plate_tables(own, **asked)
+    single = read_plate_tables(written(tmp_path/"single", lambda s: s.drop(columns="Replicate")))
+    assert single.equals(right.drop(columns="replicate")), "a table need not number its replicates"
+    with pytest.raises(BadInput, match="no column Rep;"): read_plate_tables(tmp_path/"right", columns="replicate=Rep")
     with pytest.raises(BadInput, match="DMSO beside the control 'STA-1'"):
         read_plate_tables(tmp_path/"right", control="STA-1")
     no_control = read_plate_tables(own, columns=says["columns"]).attrs["told"]

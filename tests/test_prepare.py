@@ -107,6 +107,14 @@ def test_bad_input_is_told(change, said):
     with pytest.raises(BadInput, match=said): prepare_cell(stack, (.5, .2, .2), .4, (24, 32, 56), cell, nucleus)
 
 
+@pytest.mark.parametrize("to_voxel_um", [float("nan"), float("inf"), 0, -1.3, (.1, .2), (.4, .4, -1), None, "0.4", True])
+def test_a_voxel_that_cannot_be_is_told_before_any_image_is_read(to_voxel_um):
+    table = pd.DataFrame([dict(path="/", structure="a")])
+    with pytest.raises(BadInput, match="^to_voxel_um .* is no size of a voxel; give micrometres above 0"):
+        prepare_table(table, None, to_voxel_um, (24, 32, 56), test_fraction=0)
+    with pytest.raises(BadInput, match="is no number of voxels"): prepare_table(table, None, .4, (24, 0, 56), test_fraction=0)
+
+
 def test_the_most_populous_intensity_goes():
     camera = np.random.default_rng(0).normal(100., 2., (40, 50)); camera[5:9, 5:9] = 300
     assert subtract_background(camera).max() == 1 and np.median(subtract_background(camera)) < .02

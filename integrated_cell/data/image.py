@@ -139,6 +139,11 @@ def _stack(scene, axes, path):
         with complaints(): x = np.asarray(scene.pixels())
     except BadInput: raise
     except Exception as e:
+        if isinstance(e, MemoryError):
+            raise BadInput(f"{path} {scene.shape} does not fit into memory; cut it into smaller images") from e
+        if any(name in str(e) for name in ("imagecodecs", "'compression'")):  # the second is Python's, since 3.14
+            raise BadInput(f"{path} is compressed in a way that needs the package imagecodecs; pip install -e "
+                           "'.[formats]' in the project's folder brings it, or save the image uncompressed") from e
         raise BadInput(f"{path} cannot be read to its end ({type(e).__name__}: {str(e)[:80]}); "
                        "it is corrupt or truncated, export it again") from e
     if x.dtype.kind not in "buif":

@@ -78,7 +78,7 @@ def prepare_store(
 ) -> Cells:  # provenance["left_out"] lists the cells that cannot be used; the table holds each `stack.Frame`
     "A store of many cells, each prepared like any other (section 3.1)"
     if path is not None: check_place(path)
-    require_shape(shape)
+    require_shape(shape, to_voxel_um)
     jobs, workers = ((row, image, to_voxel_um, shape) for row, image in items), crew(workers, n or _MANY)
     voxel_um = [float(v) for v in np.broadcast_to(to_voxel_um, len(shape))]
     with _waiting_room(path) as f:

@@ -231,7 +231,12 @@ def _judge_gap(lit, box, axes):
 # %% ../../nbs/270_data.scenes.ipynb #5bc4fdf4
 def _zarr_pixels(array, axes, path):
     "All of an array, unless chunks are lost"
-    x, (n, boxes) = array[...], _gaps(array)
+    try: x = array[...]
+    except MemoryError: raise
+    except Exception as e:
+        raise BadInput(f"{path}: the array '{array.path}' cannot be read to its end; a chunk is damaged, or not what "
+                       "the description says; copy the image anew") from e
+    n, boxes = _gaps(array)
     worst = max((_judge_gap(x != array.fill_value, box, axes) for box in boxes), default=0)
     said = f"{path}: {n} chunks of the array '{array.path}' are not there and read as {array.fill_value}"
     if worst == 2: raise BadInput(f"{said}, though the image goes on around them; they are lost, copy the image anew")
@@ -242,7 +247,7 @@ def _zarr_pixels(array, axes, path):
 def _scale(level, image, n):
     "What a voxel of a level measures along each of n axes; NaN: it is not said"
     steps = [*(level.get("coordinateTransformations") or []), *(image.get("coordinateTransformations") or [])]
-    scales = [step["scale"] for step in steps if step["type"] == "scale"]
+    scales = [[1.*v for v in step["scale"]] for step in steps if step["type"] == "scale"]
     if any(len(scale) != n for scale in scales):
         raise ValueError(f"it names {n} axes, and a scale of {' and of '.join(str(len(s)) for s in scales)} numbers")
     return np.prod(scales, 0) if scales else np.full(n, np.nan)
@@ -254,13 +259,22 @@ def _finest(image, n):
     volumes = np.array([np.prod(scale) for _, scale in levels])
     return levels[np.argmin(volumes) if (volumes > 0).all() else 0]
 
+def _by_zarr(what, read, *args):
+    "What zarr makes of a description, or a sentence without its own words; text that is no JSON is told elsewhere"
+    try: return read(*args)
+    except (json.JSONDecodeError, UnicodeDecodeError): raise
+    except Exception as e:
+        if type(e).__name__ == "UnknownCodecError":
+            raise ValueError(f"{what} is compressed in a way that no installed package knows") from e
+        raise ValueError(f"the description of {what} is not as Zarr has it") from e
+
 def _zarr_scene(group, image, about, name, path):
     "One image of an OME-Zarr, at its full resolution"
     axes = [a if isinstance(a, dict) else dict(name=a) for a in image.get("axes") or "tczyx"]
     level, scale = _finest(image, len(axes))
     sizes = {a["name"].upper(): (None if np.isnan(s) else float(s), a.get("unit")) for a, s in zip(axes, scale)}
     names = [c.get("label") or "" for c in (about.get("omero") or {}).get("channels") or []]
-    array = group.get(level["path"])
+    array = _by_zarr(f"its array '{level['path']}'", group.get, level["path"])
     if not hasattr(array, "ndim"): raise ValueError(f"it names the array '{level['path']}', which is not there")
     letters = "".join(a["name"][:1].upper() for a in axes)
     if len(letters) != array.ndim: raise ValueError(f"it names {len(letters)} axes, and its array has {array.ndim}")
@@ -280,8 +294,10 @@ def _opened_zarr(path):
     import zarr
     if not any((path/name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
         raise ValueError("it is a folder and no OME-Zarr: it has no zarr.json or .zgroup")
-    try: return zarr.open_group(path, mode="r")
-    except (zarr.errors.ContainsArrayError, zarr.errors.GroupNotFoundError) as e:
+    of_array = zarr.errors.ContainsArrayError, zarr.errors.GroupNotFoundError
+    try: return _by_zarr("its group", partial(zarr.open_group, mode="r"), path)
+    except ValueError as e:
+        if not isinstance(e.__cause__, of_array): raise
         raise ValueError("it is an array without OME's description; give the folder of the image") from e
 
 def _zarr_scenes(path):
@@ -292,7 +308,7 @@ def _zarr_scenes(path):
         if len(images) == 1: return [_zarr_scene(group, images[0], about, name, path)]
         called = [f"{name}/{image.get('name') or k}".strip("/") for k, image in enumerate(images)]
         if images: return [_zarr_scene(group, image, about, n, path) for image, n in zip(images, called)]
-        return [s for n, g in sorted(group.groups()) if n != "labels" for s in found(g, f"{name}/{n}".strip("/"))]
+        return [s for n, g in sorted(_by_zarr("a group in it", list, group.groups())) if n != "labels" for s in found(g, f"{name}/{n}".strip("/"))]
     try: scenes = found(_opened_zarr(path), "")
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f"its {_damaged(path)} is damaged: it is no JSON") from e

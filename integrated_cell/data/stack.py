@@ -289,13 +289,20 @@ class Framed(NamedTuple):
 # %% ../../nbs/150_data.stack.ipynb #d8e4761c
 def require_shape(
     shape: Sequence[int],  # of prepared cells
+    to_voxel_um: float | Sequence[float] = 1.,  # of prepared cells, one number or one an axis
 ) -> None:
-    "One sentence for a shape that no prepared cell can have"
+    "One sentence for a shape or a voxel size that no prepared cell can have"
     if len(shape) not in (2, 3):
         raise BadInput(f"shape {','.join(map(str, shape))} has {len(shape)} numbers; give Z,Y,X, or Y,X for flat cells")
+    if np.asarray(shape).dtype.kind not in "iu" or min(shape) < 1:
+        raise BadInput(f"shape {','.join(map(str, shape))} is no number of voxels; give whole numbers above 0")
     if math.prod(shape) > 2**28:
         raise BadInput(f"shape {','.join(map(str, shape))} has {math.prod(shape):,} voxels a cell; "
                        "take fewer, and larger ones (to_voxel_um)")
+    um = np.ravel(to_voxel_um)
+    if um.dtype.kind not in "iuf" or len(um) not in (1, len(shape)) or not ((um > 0) & (um < math.inf)).all():
+        raise BadInput(f"to_voxel_um {to_voxel_um} is no size of a voxel; give micrometres above 0, one number "
+                       f"or one for each of {len(shape)} axes")
 
 # %% ../../nbs/150_data.stack.ipynb #19183430
 def framed_cell(
@@ -311,6 +318,7 @@ def framed_cell(
 ) -> Framed:
     "One normalised, aligned, centred, flipped, rescaled and padded cell, and where it lay (section 3.1)"
     stack = np.asarray(stack)
+    require_shape(shape, to_voxel_um)
     _check_sizes(stack, voxel_um, shape)
     clean = _clean(stack, segmented)
     cell, nucleus = _find_masks(clean, cell_mask, nucleus_mask)

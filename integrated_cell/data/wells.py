@@ -173,7 +173,7 @@ def _read_images(folder, names):
     "BBBC021_v1_image.csv in our own names, complete, with a batch where it has one"
     names = {short: long for short, long in names.items() if short != "moa"}
     table, path = _table(folder, "BBBC021_v1_image")
-    images = _ours(table, path, names, ["folder"] if names["folder"] in COLUMNS else [])
+    images = _ours(table, path, names, [c for c in ("folder", "replicate") if names[c] in COLUMNS])
     batch = [c for c in table if re.fullmatch("(Image_)?(Metadata_)?Batch(_DAPI)?", c, re.I) and "batch" not in names]
     if len(batch) > 1:
         raise BadInput(f"{path} has batches in {' and in '.join(batch)}; say which (columns, batch={batch[0]})")
@@ -183,7 +183,7 @@ def _read_images(folder, names):
         its = names[c].replace("FileName", "PathName")
         images[f"folder_{c}"] = table[its] if its in table and its != names[c] else images.folder
     images["concentration"] = micromolar(images.concentration, "BBBC021_v1_image.csv")
-    numbers = pd.to_numeric(images.replicate, errors="coerce")
+    numbers = pd.to_numeric(images.get("replicate", pd.Series([None])), errors="coerce")
     if numbers.notna().all(): images["replicate"] = numbers
     return _complete(images, "BBBC021_v1_image.csv")
 
@@ -264,7 +264,7 @@ def site_table(
     control: str = "DMSO",  # compound of the untreated wells
     columns: dict | str | None = None,  # of `column_names`
     channels: Sequence[str] = CHANNELS,  # likewise
-) -> pd.DataFrame:  # a row a site: plate, well, batch, treatment (µM), moa (NaN: not known), folders and files
+) -> pd.DataFrame:  # a row a site: plate, well, batch, replicate if said, treatment (µM), moa (NaN: not known), files
     "What stood in each well, from BBBC021's tables; attrs: what was told"
     names = column_names(columns, channels)
     images, moas, renamed = _name_control(_read_images(folder, names), _read_moas(folder, names), control)
@@ -280,7 +280,8 @@ def site_table(
         plate, well, site = table[again].iloc[0][["plate", "well", "site"]]
         raise BadInput(f"BBBC021_v1_image.csv lists site {site} of well {well} on {plate} twice; keep one row a site")
     _require_mechanisms(table, moas)
-    table = table[["plate", "well", "site", "batch", "replicate", *_GIVEN, "moa", *_folders(table), *CHANNELS]]
+    said = [c for c in ("plate", "well", "site", "batch", "replicate") if c in table]
+    table = table[[*said, *_GIVEN, "moa", *_folders(table), *CHANNELS]]
     table.attrs["told"] = [*renamed, *told, *once]
     return table
 
