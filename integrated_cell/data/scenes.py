@@ -308,7 +308,8 @@ def _zarr_scenes(path):
         if len(images) == 1: return [_zarr_scene(group, images[0], about, name, path)]
         called = [f"{name}/{image.get('name') or k}".strip("/") for k, image in enumerate(images)]
         if images: return [_zarr_scene(group, image, about, n, path) for image, n in zip(images, called)]
-        return [s for n, g in sorted(_by_zarr("a group in it", list, group.groups())) if n != "labels" for s in found(g, f"{name}/{n}".strip("/"))]
+        groups = sorted(_by_zarr("a group in it", list, group.groups()))
+        return [s for n, g in groups if n != "labels" for s in found(g, f"{name}/{n}".strip("/"))]
     try: scenes = found(_opened_zarr(path), "")
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f"its {_damaged(path)} is damaged: it is no JSON") from e
