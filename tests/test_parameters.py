@@ -67,7 +67,7 @@ def test_a_chapter_run_by_plain_papermill_is_a_finished_chapter(toy, cwd):
     (["-r", "n_cells", "30"], "chapter data: n_cells is '30', not a whole number"),
     (["-p", "test_fraction", "10"], "chapter data: test_fraction is 10, not a number in [0, 1)"),
     (["-p", "shape", "a,b"], "chapter data: shape is 'a,b', not whole numbers in [1, inf) with commas between"),
-    (["-p", "no_such", "3"], "chapter data: unknown parameter 'no_such'; it knows results, factor"),
+    (["-p", "no_such", "3"], "chapter data: unknown parameter 'no_such'; it knows results, seed, factor"),
 ])
 def test_plain_papermill_is_checked_as_a_file_is(toy, more, says):
     out, err = papermill(toy, *more, rc=1)
