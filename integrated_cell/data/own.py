@@ -220,6 +220,7 @@ def _require_consistent(rows):
             raise BadInput(f"rows {j} and {k} of the table: the structures '{was}' and '{name}' differ in capitals, "
                            "spaces or invisible letters alone; write them alike, or give them names that differ")
 
+# %% ../../nbs/290_data.own.ipynb #81fac346
 def checked_rows(
     table: pd.DataFrame,  # of a person
     folder: str | Path = "",  # that its paths are relative to

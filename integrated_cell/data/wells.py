@@ -183,8 +183,9 @@ def _read_images(folder, names):
         its = names[c].replace("FileName", "PathName")
         images[f"folder_{c}"] = table[its] if its in table and its != names[c] else images.folder
     images["concentration"] = micromolar(images.concentration, "BBBC021_v1_image.csv")
-    numbers = pd.to_numeric(images.get("replicate", pd.Series([None])), errors="coerce")
-    if numbers.notna().all(): images["replicate"] = numbers
+    if "replicate" in images:
+        numbers = pd.to_numeric(images.replicate, errors="coerce")
+        if numbers.notna().all(): images["replicate"] = numbers
     return _complete(images, "BBBC021_v1_image.csv")
 
 def _read_moas(folder, names):

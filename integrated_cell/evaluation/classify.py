@@ -166,11 +166,10 @@ def opponents(
     seed: int = 0,
 ) -> dict[str, np.ndarray]:  # (len(test),) classes, by method
     "Who else can name structures: forests (Breiman 2001) on two kinds of features, and the commonest class"
-    trees = dict(n_estimators=n_trees, random_state=seed, n_jobs=-1)
-    found = {}
-    for name, known in (("forest, hand-made features", features.to_numpy()), ("forest, total intensities", totals)):
-        found[name] = RandomForestClassifier(**trees).fit(known[rows], y[rows]).predict(known[test])
-    return found | {"always the commonest": DummyClassifier().fit(totals[rows], y[rows]).predict(totals[test])}
+    forest = RandomForestClassifier(n_trees, random_state=seed, n_jobs=-1)
+    asked = {"forest, hand-made features": (forest, features.to_numpy()), "forest, total intensities": (forest, totals),
+             "always the commonest": (DummyClassifier(), totals)}
+    return {name: judge.fit(x[rows], y[rows]).predict(x[test]) for name, (judge, x) in asked.items()}
 
 # %% ../../nbs/430_evaluation.classify.ipynb #730f4f94
 def plain_answers(
@@ -186,11 +185,8 @@ def plain_answers(
     nearest = make_pipeline(StandardScaler(), KNeighborsClassifier(1))
     asked = {"forest, red alone": (forest, "red"), "forest, green alone": (forest, "green"),
              "forest, both": (forest, ""), "nearest neighbour, both": (nearest, "")}
-    named = {}
-    for name, (judge, channel) in asked.items():
-        x = features.filter(regex=f"^{channel}").to_numpy()
-        named[name] = judge.fit(x[rows], y[rows]).predict(x[test])
-    return named
+    known = {c: features.filter(regex=f"^{c}").to_numpy() for c in ("red", "green", "")}
+    return {name: judge.fit(known[c][rows], y[rows]).predict(known[c][test]) for name, (judge, c) in asked.items()}
 
 # %% ../../nbs/430_evaluation.classify.ipynb #b4ce9510
 class _MeanMax(nn.Module):

@@ -76,6 +76,14 @@ def _nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # (n, c, *s), (m, c, 
     return NearestNeighbors(n_neighbors=1, algorithm="brute").fit(a).kneighbors(b, return_distance=False)[:, 0]
 
 
+def _by_class(cells, rows, test, within):  # -> which of the test cells, training cells, test cells; a class at a time
+    group = np.zeros(int(max(*rows, *test)) + 1, int) if within is None else np.asarray(within)
+    for g in np.unique(group[test]):
+        if not (group[rows] == g).any(): raise BadInput(f"class {g} has test cells, no training cell")
+        mine = group[test] == g
+        yield mine, _take(cells, rows[group[rows] == g]), _take(cells, test[mine])
+
+
 def baselines(
     cells,  # Cells, or (n, 3, *s): membrane, structure, DNA
     rows: np.ndarray,  # training cells that may be looked at
@@ -87,11 +95,8 @@ def baselines(
 ) -> pd.DataFrame:  # answer, cell, channel, value (Pearson correlation)
     "What the mean image and the most similar training cell reach, cell by cell"
     of, at = list(channels), list(alike)
-    group = np.zeros(int(max(*rows, *test)) + 1, int) if within is None else np.asarray(within)
     found = np.zeros((2, len(test), len(of)))
-    for g in np.unique(group[test]):
-        if not (group[rows] == g).any(): raise BadInput(f"baselines: class {g} has test cells, no training cell")
-        a, b = _take(cells, rows[group[rows] == g]), _take(cells, test[mine := group[test] == g])
+    for mine, a, b in _by_class(cells, rows, test, within):
         found[0, mine] = image_correlation(b[:, of], a[:, of].mean(0, keepdims=True))
         found[1, mine] = image_correlation(b[:, of], a[_nearest(a[:, at], b[:, at])][:, of])
     called = [("membrane", "structure", "dna")[c] for c in of]
@@ -108,15 +113,12 @@ def linear_code(
     seed: int = 0,
 ) -> pd.DataFrame:  # answer, cell, channel, value (Pearson correlation)
     "What principal components keep of the structure of cells that they were not made from"
-    group = np.zeros(int(max(*rows, *test)) + 1, int) if within is None else np.asarray(within)
     found = np.zeros((len(test), 1))
-    for g in np.unique(group[test]):
-        if not (group[rows] == g).any(): raise BadInput(f"linear_code: class {g} has test cells, no training cell")
-        a, b = _take(cells, rows[group[rows] == g])[:, 1], _take(cells, test[mine := group[test] == g])[:, 1]
-        flat = a.reshape(len(a), -1).astype(np.float32)
-        pca = PCA(min(n_codes, max(1, len(a) - 1)), svd_solver="randomized", random_state=seed).fit(flat)
-        kept = pca.inverse_transform(pca.transform(b.reshape(len(b), -1).astype(np.float32)))
-        found[mine] = image_correlation(b[:, None], kept.reshape(b[:, None].shape))
+    for mine, a, b in _by_class(cells, rows, test, within):
+        flat = [x[:, 1].reshape(len(x), -1).astype(np.float32) for x in (a, b)]
+        pca = PCA(min(n_codes, max(1, len(a) - 1)), svd_solver="randomized", random_state=seed).fit(flat[0])
+        kept = pca.inverse_transform(pca.transform(flat[1]))
+        found[mine] = image_correlation(flat[1][:, None], kept[:, None])
     return per_cell(name, test, ["structure"], found)
 
 

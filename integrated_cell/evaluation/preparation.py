@@ -11,6 +11,7 @@ import pandas as pd
 import tifffile
 from scipy import ndimage
 
+from ..data.cells import CHANNELS_R
 from ..data.manifest import fetch
 from ..data.own import own_image
 from ..data.prepare import hela_stack
@@ -97,7 +98,7 @@ def _if_it_fits(stack, *how):  # None: turned so, the cell needs more room than 
 
 
 def _like(a, b):  # of membrane and DNA
-    return np.nan if a is None or b is None else np.corrcoef(a[[0, 2]].ravel(), b[[0, 2]].ravel())[0, 1]
+    return np.nan if a is None or b is None else np.corrcoef(a[CHANNELS_R].ravel(), b[CHANNELS_R].ravel())[0, 1]
 
 
 def turned(

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
 from ..claims import Estimate, mean_interval
+from ..data.cells import CHANNELS_R
 from .metrics import image_correlation, in_batches, per_cell
 from ..simulation.camera import camera
 from ..simulation.stem import PHOTONS, expected_cell
@@ -107,7 +108,7 @@ def redrawn(
     at = next(model.parameters()).device
 
     def draw(x):
-        x_r = reference(x[:, [0, 2]].to(at))[0].cpu()
+        x_r = reference(x[:, CHANNELS_R].to(at))[0].cpu()
         both = torch.stack([x_r[:, 0], x[:, 1], x_r[:, 1]], 1)
         return {"conditional model": model(x.to(at))[0].cpu(), "reference model": both}
 

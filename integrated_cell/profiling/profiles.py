@@ -389,6 +389,7 @@ def _share(column):  # of what stands there, how much is a number; 1 if nothing 
     words = words[~words.isin(_NOTHING)]
     return (words.str.fullmatch(_NUMBER) | words.isin(_TRUTH)).mean() if len(words) else 1.
 
+# %% ../../nbs/830_profiling.profiles.ipynb #1b36ff95
 def _mark(columns, usual, path):  # columns: what it is -> text; the mark of decimals of all of them
     first, sure = {}, {mark: mark == usual for mark in ".,"}
     for what, text in columns.items():
@@ -403,6 +404,7 @@ def _mark(columns, usual, path):  # columns: what it is -> text; the mark of dec
     why = f"{first['.']} has a point and {first[',']} a comma" if other else f"{first[mark]} may mean thousands"
     raise BadInput(f"{path}: {why}; write all numbers with a decimal point and no mark of thousands")
 
+# %% ../../nbs/830_profiling.profiles.ipynb #75733141
 def _as_numbers(text):  # with decimal points -> floats; the rows in which something else stands
     number = pd.to_numeric(text, errors="coerce").astype(float)
     if not number.isna().any(): return number, []

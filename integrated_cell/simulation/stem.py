@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.cells import Cells
+from ..data.cells import CHANNELS_R, Cells
 from ..results import BadInput
 from .camera import camera, deal, expose, stream
 from integrated_cell.simulation.shapes import (
@@ -189,7 +189,7 @@ def resampled(
 ) -> list[np.ndarray]:  # len(structures)*n cells (3, *shape) in [0, 1], row by row
     "One cell, each structure drawn into it again and again, before the camera"
     one = simulate_cells(4, shape, seed, structures=structures[-1:], stages=stage)
-    membrane, dna = one[0][[0, 2]]/np.float32(255)
+    membrane, dna = one[0][CHANNELS_R]/np.float32(255)
     return [np.stack([membrane, x_s, dna]) for s in structures for x_s in resample_structure(one, 0, s, n, seed)]
 
 # %% ../../nbs/230_simulation.stem.ipynb #8b6be6af
