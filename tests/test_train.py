@@ -91,6 +91,15 @@ def whole(tmp_path_factory):
     return run(out)[0], out
 
 
+@pytest.fixture
+def listening():
+    "Ctrl-C is heard, as it is not by what a shell started in its background"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 @pytest.mark.parametrize("at", [0, 5, 8])
 def test_a_signal_saves_and_the_run_goes_on(tmp_path, capsys, whole, number, error, at):
@@ -103,6 +112,7 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, capsys, whole, number, err
     assert pd.read_csv(tmp_path/"history.csv").epoch.tolist() == history.epoch.tolist() == [0, 1]
 
 
+@pytest.mark.usefixtures("listening")
 def test_a_signal_after_the_last_step_is_not_lost(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt): run(tmp_path, step=interrupted(11, lambda: os.kill(os.getpid(), signal.SIGINT)))
     assert same(run(tmp_path)[0], whole[0]) and (tmp_path/"model.json").exists()
