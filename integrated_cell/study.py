@@ -231,7 +231,7 @@ class Checked:
 def _plans(config):  # of `trial.training_cost`
     of = {c: _values(config, c) for c in ("reference", "conditional") if c in config["chapters"]}
     first = of.get("reference", {})
-    keys = dict(batch_size=0, n_epochs=0, n_latent_r=0, width=0, n_latent_s=1)
+    keys = dict(batch_size=0, n_epochs=0, n_latent_r=0, width=0, n_latent_s=1, lazy=1)
     return {c: {k: v.get(k, first.get(k, usual)) for k, usual in keys.items()} for c, v in of.items()}
 
 def _noted(found):  # what is to be known of cells, a sentence each

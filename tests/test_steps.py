@@ -162,3 +162,48 @@ def test_a_step_in_half_precision_is_near_one_in_full(precision):
             losses |= step(nets, {n: fabric.setup_optimizers(o) for n, o in opts.items()}, batch, fabric)
         moved[kind] = losses
     for name, value in moved["32-true"].items(): assert torch.isclose(moved[precision][name].float(), value, rtol=.03, atol=.01), name
+
+
+def several_steps(model, step, fabric, n=3, **weights):
+    "The networks after each of n steps with Adam, and the losses' names"
+    model, after, names = copy.deepcopy(model), [], []
+    moving = [n for n, net in model.named_children() if any(p.requires_grad for p in net.parameters())]
+    nets = {n: fabric.setup_module(getattr(model, n)) for n in moving}
+    opts = {n: fabric.setup_optimizers(torch.optim.Adam(getattr(model, n).parameters(), 1e-3)) for n in moving}
+    if isinstance(model, conditional.Conditional): step = partial(step, enc_r=model.enc_r)
+    torch.manual_seed(1)
+    for _ in range(n):
+        names.append({*step(nets, opts, batch(), fabric, **weights)})
+        after.append({n: torch.cat([p.detach().flatten().clone() for p in getattr(model, n).parameters()]) for n in moving})
+    return after, names
+
+
+@pytest.mark.parametrize("make, step", MODELS)
+def test_a_lazy_adversary_rests_between_its_turns(make, step, fabric):
+    torch.manual_seed(0)
+    model = make()
+    judge = "dec_d_rs" if isinstance(model, conditional.Conditional) else "dec_d_r"
+    after, names = several_steps(model, step, fabric, 3, gamma_dec=.1, lazy=2)
+    first, said = several_steps(model, step, fabric, 1, gamma_dec=.2)  # in its turn it weighs twice as much
+    assert all(torch.equal(after[0][n], first[0][n]) for n in first[0])
+    rests = {f"loss_{judge}", f"loss_{judge.replace('_d_', '_')}"}
+    assert names == [said[0], said[0] - rests, said[0]] and rests < said[0]
+    assert torch.equal(after[0][judge], after[1][judge]) and not torch.equal(after[1][judge], after[2][judge])
+    assert all(not torch.equal(after[0][n], after[1][n]) for n in after[0] if n != judge)
+
+
+def test_the_structure_weighs_what_is_asked(fabric):
+    torch.manual_seed(0)
+    model, b = conditional.Conditional(SHAPE, ["a", "b", "c"], 4, 3, width=1/64, noise=0.), batch()
+    after, losses = one_step(model, partial(conditional.step, weight_s=3.), b, fabric, only="dec_rs")
+    m = copy.deepcopy(model)
+    codes = [c.detach() for c in m.enc_rs(b["x"])]
+    x_hat = torch.sigmoid(m.dec_rs(codes[0], torch.softmax(codes[1], 1), codes[2]))
+    by_channel = [H(x_hat[:, c], b["x"][:, c]) for c in range(3)]
+    assert torch.isclose(losses["loss_x_rs"], sum(by_channel)/3, atol=1e-10)
+    plain, _ = one_step(model, conditional.step, b, fabric, only="dec_rs")
+    def change(x): return torch.cat([(p - q).flatten() for p, q in zip(x.dec_rs.parameters(), m.dec_rs.parameters())])
+    weighted, mean = (torch.autograd.grad(l, list(m.dec_rs.parameters()), retain_graph=True) for l in
+                      ((by_channel[0] + 3*by_channel[1] + by_channel[2])/5, sum(by_channel)/3))
+    by_hand = torch.cat([(a - b).flatten() for a, b in zip(weighted, mean)])
+    assert torch.allclose(change(after) - change(plain), -LR*by_hand, rtol=0, atol=1e-10)

@@ -32,6 +32,8 @@ def _held():  # GiB: the most that this process held, on a GPU where there is on
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
 
+_NEVER = 1 << 30  # steps
+
 def _timed(update, batch, device):  # seconds of the second of two steps
     for _ in range(2):
         if device == "cuda": torch.cuda.synchronize()
@@ -49,6 +51,7 @@ def steps_of(
     n_latent_r: int,
     n_latent_s: int,
     width: float,
+    lazy: int = 1,  # the adversary of images has its turn in every so many steps
     patient_s: float = 10.,  # that a whole step may take
 ) -> dict:  # seconds a step, gib
     "A few steps of one phase, in this process"
@@ -59,12 +62,13 @@ def steps_of(
     model, base = model.to(device), _held()
     opts = {n: fabric.setup_optimizers(o) for n, o in reference.optimisers(model).items()}
     nets = {n: fabric.setup_module(getattr(model, n)) for n in opts}
-    def update(batch): step(nets, opts, batch, fabric)
-    def cells(n): return dict(x=torch.rand(n, 3, *shape, device=device), y=torch.arange(n, device=device) % n_classes)
+    def seconds(n):  # a step of n cells, on average over a turn of the adversary and the steps between
+        x = dict(x=torch.rand(n, 3, *shape, device=device), y=torch.arange(n, device=device) % n_classes)
+        turn, rest = (_timed(lambda x: step(nets, opts, x, fabric, lazy=k), x, device) for k in (1, _NEVER))
+        return rest + (turn - rest)/lazy
     few = min(2, batch_size)
-    seconds, gib = _timed(update, cells(few), device), _held()
-    if (whole := seconds*batch_size/few) < patient_s:
-        return dict(seconds=_timed(update, cells(batch_size), device), gib=_held())
+    of_few, gib = seconds(few), _held()
+    if (whole := of_few*batch_size/few) < patient_s: return dict(seconds=seconds(batch_size), gib=_held())
     return dict(seconds=whole, gib=base + (gib - base)*batch_size/few)
 
 # %% ../../nbs/570_evaluation.trial.ipynb #c3c4a671
@@ -73,7 +77,7 @@ from integrated_cell.evaluation.trial import steps_of
 print(json.dumps(steps_of(**json.loads(sys.argv[1]))))"""
 
 def training_cost(
-    plans: Mapping[str, Mapping],  # chapter: its batch_size and n_epochs, n_latent_r, n_latent_s, width
+    plans: Mapping[str, Mapping],  # chapter: its batch_size and n_epochs, n_latent_r, n_latent_s, width, lazy
     shape: Sequence[int],
     n_train: int,  # cells
     n_classes: int,
@@ -82,7 +86,7 @@ def training_cost(
     rows, stored = [], n_train*3*math.prod(shape)/2**30
     for chapter, plan in plans.items():
         batch = min(plan["batch_size"], n_train)
-        asked = {k: plan[k] for k in ("n_latent_r", "n_latent_s", "width")}
+        asked = {k: plan[k] for k in ("n_latent_r", "n_latent_s", "width", "lazy") if k in plan}
         asked |= dict(chapter=chapter, shape=list(shape), batch_size=batch, n_classes=n_classes)
         done = subprocess.run([sys.executable, "-c", _CALL, json.dumps(asked)], capture_output=True, text=True)
         if done.returncode:

@@ -49,9 +49,9 @@ class Progress:
         about = {"epoch": place.epoch + 1, "epochs": run.last, "seconds_left": left, "losses": losses}
         write_json(run.out/_NAME, about)
 
-    def show(self, sums: dict[str, float], n: int) -> None:  # of losses over n cells
+    def show(self, means: dict[str, float]) -> None:  # of each loss
         self.bar.total = self.run.last*self.n
-        self.bar.set_postfix({k: f"{v/n:.3g}" for k, v in sums.items()}, refresh=False)
+        self.bar.set_postfix({k: f"{v:.3g}" for k, v in means.items()}, refresh=False)
 
     def __exit__(self, *_) -> None:
         self.bar.close()

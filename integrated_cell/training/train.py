@@ -229,6 +229,7 @@ class Place:
     cells: int = 0  # seen in this epoch
     seconds: float = 0.  # spent in this epoch
     sums: dict = field(default_factory=dict)  # of each loss over the cells of this epoch
+    of: dict = field(default_factory=dict)  # how many of these cells have that loss
     history: list = field(default_factory=list)  # a row an epoch
     begin: int = 0  # first epoch of this leg; a run has a second one when it is trained further
     end: int = 0  # number of epochs at which this leg ends; a plateau brings it forward
@@ -338,8 +339,11 @@ def _change(name: str, was, now) -> str:
     if not (isinstance(was, dict) and isinstance(now, dict)): return f"{name} was {was} and is {now}"
     return ", ".join(_change(f"{name} {k}", was.get(k), now.get(k)) for k in now | was if was.get(k) != now.get(k))
 
+_USUAL = {"lazy": 1, "weight_s": 1.}  # what the first checkpoints could not say
+
 def _as_known(was: dict, now: dict) -> dict:
-    "Checkpoints of a release that did not know what a store holds are held to their first batch alone"
+    "Checkpoints of a release that did not know a setting, or what a store holds, are not held to it"
+    now = {k: v for k, v in now.items() if k in was or v != _USUAL.get(k)}
     of = [s.get("data") for s in (was, now)]
     if not all(isinstance(d, dict) for d in of) or "content" in of[0]: return now
     return now | {"data": {k: v for k, v in of[1].items() if k != "content"}}
@@ -382,24 +386,32 @@ def _begin(run: Run) -> dict[str, torch.Tensor]:
 # %% ../../nbs/380_training.train.ipynb #7bc49e13
 class Losses:
     "Sums of named losses over the cells of an epoch, and the batch at which one was not finite"
-    def __init__(self, sums, device):
-        self.names = list(sums)
-        self.sums = torch.tensor(list(sums.values()), dtype=torch.float32, device=device)
-        self.bad = torch.full_like(self.sums, torch.inf)
+    def __init__(self, sums, cells, device):  # by name: what this epoch has already, of how many cells
+        self.cells, self.sums, self.bad = {}, torch.zeros(0, device=device), torch.zeros(0, device=device)
+        self._meet(sums, torch.tensor(list(sums.values()), dtype=torch.float32, device=device))
+        self.cells |= cells
 
-    def add(self, losses, n, batch):
+    def _meet(self, names, sums):  # losses that were not there before
+        self.cells |= dict.fromkeys(names, 0)
+        self.sums = torch.cat([self.sums, sums])
+        self.bad = torch.cat([self.bad, torch.full_like(sums, torch.inf)])
+
+    def add(self, losses, n, batch):  # of n cells; a step need not have every loss
         values = torch.stack([torch.as_tensor(v, dtype=torch.float32).detach().reshape(()) for v in losses.values()])
-        if not self.names: self.__init__(dict.fromkeys(losses, 0.), values.device)
-        if list(losses) != self.names:
-            raise ValueError(f"a step must return the same losses each time: {self.names}, then {list(losses)}")
-        self.sums = self.sums + values*n
-        self.bad = torch.where(values.isfinite(), self.bad, self.bad.clamp(max=batch))
+        if new := [k for k in losses if k not in self.cells]: self._meet(new, values.new_zeros(len(new)))
+        at = [list(self.cells).index(k) for k in losses]
+        self.sums[at] += values*n
+        self.bad[at] = torch.where(values.isfinite(), self.bad[at], self.bad[at].clamp(max=batch))
+        for k in losses: self.cells[k] += n
+
+    def means(self, run):  # of each loss over the cells that have it
+        return {k: v/max(self.cells[k], 1) for k, v in self.check(run).items()}
 
     def check(self, run):  # {name: sum over the cells of all processes}
         bad = run.fabric.all_reduce(self.bad.clone(), reduce_op="min").tolist()
         self.sums = run.fabric.all_reduce(self.sums, reduce_op="mean")
-        sums = dict(zip(self.names, self.sums.tolist()))
-        name, batch = min(zip(self.names, bad), key=lambda pair: pair[1], default=("", torch.inf))
+        sums = dict(zip(self.cells, self.sums.tolist()))
+        name, batch = min(zip(self.cells, bad), key=lambda pair: pair[1], default=("", torch.inf))
         value = "inf" if abs(sums.get(name, 0)) == torch.inf else "nan"
         if batch == torch.inf: return sums
         raise _not_finite(run, f"{name} is {value} at epoch {run.place.epoch}, batch {int(batch)}")
@@ -440,7 +452,7 @@ def _pause(run: Run, losses: Losses, came: list, due: bool) -> bool:
         if run.place.batch % 8: return False
         want = int(run.fabric.all_reduce(torch.tensor(want, device=run.fabric.device), reduce_op="max"))
     if not want: return False
-    run.place.sums = losses.check(run)
+    run.place.sums, run.place.of = losses.check(run), dict(losses.cells)
     _keep(run)
     if want == 1: return True
     if run.fabric.is_global_zero:
@@ -481,8 +493,8 @@ def _bring_forward(run: Run) -> None:
 
 # %% ../../nbs/380_training.train.ipynb #1f57859e
 def _one_epoch(run: Run, step: Callable, nets: dict, opts: dict, batches, came: list, every_s: float, progress) -> dict:
-    "Go through the rest of an epoch; the sum of each loss"
-    losses = Losses(run.place.sums, run.fabric.device)
+    "Go through the rest of an epoch; the mean of each loss"
+    losses = Losses(run.place.sums, run.place.of, run.fabric.device)
     last = saved = time.monotonic()
     for net in nets.values(): net.train()
     for b, n, batch in _shares(run, batches):
@@ -491,20 +503,20 @@ def _one_epoch(run: Run, step: Callable, nets: dict, opts: dict, batches, came: 
         losses.add(step(nets, opts, batch, run.fabric), n, b)
         run.place.batch, run.place.cells, now = b + 1, run.place.cells + n, time.monotonic()
         run.place.seconds, last = run.place.seconds + now - last, now
-        if b % 16 == 0: progress.show(losses.check(run), run.place.cells)
+        if b % 16 == 0: progress.show(losses.means(run))
         progress.step()
         if _pause(run, losses, came, now - saved >= every_s): saved = time.monotonic()
-    sums = losses.check(run)
+    means = losses.means(run)
     run.place.seconds += time.monotonic() - last
-    return sums
+    return means
 
 # %% ../../nbs/380_training.train.ipynb #394268dc
-def _end_epoch(run: Run, sums: dict[str, float], log, keep: dict[int, str]) -> None:
+def _end_epoch(run: Run, means: dict[str, float], log, keep: dict[int, str]) -> None:
     "Write down an epoch: checkpoint, history.csv, TensorBoard, a copy of the model where one is asked for"
     place = run.place
-    row = {"epoch": place.epoch, **{k: v/max(place.cells, 1) for k, v in sums.items()}, **_watched(run),
+    row = {"epoch": place.epoch, **means, **_watched(run),
            "seconds": place.seconds, "cells_per_s": place.cells/max(place.seconds, 1e-9)}
-    over = dict(epoch=place.epoch + 1, batch=0, cells=0, seconds=0., sums={}, history=place.history + [row])
+    over = dict(epoch=place.epoch + 1, batch=0, cells=0, seconds=0., sums={}, of={}, history=place.history + [row])
     run.place = replace(place, **over)
     _bring_forward(run)
     _keep(run)
@@ -547,10 +559,9 @@ def _train(fabric, model: nn.Module, step: Callable, opts: dict, batches, out: P
     log = TensorBoardLogger(out, name="tensorboard", version="", purge_step=run.place.epoch)
     with _signals() as came, Progress(run, len(batches), show) as progress:
         while _goes_on(run):
-            sums = _one_epoch(run, step, nets, ready, batches, came, save_every_s, progress)
-            n = max(run.place.cells, 1)
-            _end_epoch(run, sums, log, keep)
-            progress.show(sums, n)
+            means = _one_epoch(run, step, nets, ready, batches, came, save_every_s, progress)
+            _end_epoch(run, means, log, keep)
+            progress.show(means)
     if fabric.is_global_zero: save(model, out)  # also of a finished run, which may have been killed before this line
     log.finalize("success")
     model.eval()
