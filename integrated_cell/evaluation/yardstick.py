@@ -9,6 +9,7 @@ __all__ = ['ALIKE', 'NATS', 'class_images', 'judge', 'with_all', 'medians', 'rea
 
 # %% ../../nbs/730_evaluation.yardstick.ipynb #da58d51f
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import pandas as pd
 
 from ..claims import differences, printed
 from .c2st import c2st_many, median_mad
+from ..synthesis.gan import OBJECTIVES
 from ..results import BadInput
 
 # %% ../../nbs/730_evaluation.yardstick.ipynb #fd04e5b6
@@ -124,17 +126,22 @@ def resembling(
 
 # %% ../../nbs/730_evaluation.yardstick.ipynb #acc1b8ac
 def variants(
-    said: Sequence[str],  # objectives, "flips", or shares of the steps such as "1/2"
+    said: Sequence[str],  # objectives, "flips", shares of the steps such as "1/2", or steps and splits: "5000x10"
     objective: str,  # of the critics that are changed
     n_steps: int,
 ) -> dict[str, dict]:  # settings that change, by a name in words
-    "The critics of the supplement: other objectives, mirrored images, fewer steps"
+    "The critics of the supplement: other objectives, mirrored images, fewer steps; and those of Table 2"
     found = {}
     for s in said:
-        over, _, under = s.partition("/")
-        fewer = max(1, n_steps*int(over)//int(under)) if under else n_steps
-        name = f"{objective}, mirrored" if s == "flips" else f"{objective}, steps {fewer}" if under else s
-        found[name] = {"flip": True} if s == "flips" else {"n_steps": fewer} if under else {"objective": s}
+        share, long = (re.fullmatch(rf"(\d+){mark}([1-9]\d*)", s) for mark in "/x")
+        if share: change = {"n_steps": max(1, n_steps*int(share[1])//int(share[2]))}
+        elif long: change = {"n_steps": int(long[1]), "n_splits": int(long[2])}
+        elif s == "flips": change = {"flip": True}
+        elif s in OBJECTIVES: change = {"objective": s}
+        else: raise BadInput(f"critics names '{s}', which is no objective ({', '.join(OBJECTIVES)}), no share of "
+                             "the steps (1/2), no steps and splits (5000x10) and not flips")
+        words = [f"{k[2:]} {v}" for k, v in change.items() if k[:2] == "n_"] or ["mirrored"]
+        found[s if "objective" in change else ", ".join([objective, *words])] = change
     return found
 
 
