@@ -122,13 +122,14 @@ def crop_cells(
 def illumination(
     images: np.ndarray,  # (n, Y, X) one channel of many sites of a plate
     degree: int = 2,  # of the polynomial along Y and X
+    dark: float = 0.,  # grey value of no light
 ) -> np.ndarray:  # (Y, X) float32, mean 1: divide an image by it
     "The smooth field that the images of a plate have in common (the step before segmentation)"
     shape = np.shape(images)[1:]
     y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     basis = np.polynomial.polynomial.polyvander2d(y, x, (degree, degree)).reshape(y.size, -1)
     basis = np.linalg.qr(basis)[0]  # its first column is constant
-    each = np.stack([np.ravel(image).astype(np.float64) @ basis for image in images])
+    each = np.stack([(np.ravel(image).astype(np.float64) - dark) @ basis for image in images])
     common = each.mean(0)
     if not common[0]: return np.ones(shape, np.float32)
     if len(each) < 2: return np.ones(shape, np.float32)
@@ -195,16 +196,20 @@ def crops(
 def _look(files, rows):
     "Of one plate: right shift, grey value of full scale, (3, 1, 1) dark level, (3, Y, X) lamps"
     some = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, 48).astype(int))].to_dict("records")
-    shape = read_channel(files, some[0]["dna"]).shape
-    images = np.stack([read_site(files, row, shape) for row in some])
-    shift, top = _true_range(images)
-    if shift: images >>= shift
-    dark = np.percentile(images, .1, axis=(0, 2, 3), keepdims=True)[0].astype(np.float32)
-    return shift, top, dark, np.stack([illumination(images[:, c] - dark[c]) for c in range(3)])
+    shape, dark, lamps = read_channel(files, some[0]["dna"]).shape, [], []
+    def used(x): return x.flat[0] if x.dtype.kind == "f" else np.bitwise_or.reduce(x, axis=None)
+    shift, top = _true_range(np.stack([used(read_site(files, row, shape)) for row in some]))
+    images = np.empty((len(some), *shape), read_site(files, some[0], shape).dtype)
+    for c in range(3):  # one at a time in memory
+        for i, row in enumerate(some): images[i] = read_site(files, row, shape)[c]
+        if shift: images >>= shift
+        dark.append(np.float32(np.percentile(images, .1)))
+        lamps.append(illumination(images, dark=dark[c]))
+    return shift, top, np.reshape(dark, (3, 1, 1)), np.stack(lamps)
 
 def _cut(x, dark, lamps, size, nucleus_px):
-    "(3, Y, X) grey values of one site -> crops (n, 3, size, size), a row a cell"
-    even = np.maximum(x - dark, 0)/lamps
+    "(3, Y, X) grey values of one site, the file of its plate's lamps -> crops (n, 3, size, size), a row a cell"
+    even = np.maximum(x - dark, 0)/np.load(lamps, mmap_mode="r")
     nuclei, cells = segment_field(*even, nucleus_px)
     nuclei = clear_border(nuclei)
     names = np.unique(nuclei)[1:]
@@ -234,9 +239,11 @@ def _plate_crops(files, sites, size, nucleus_px, full, channels, workers, told):
         told += _bits_told(plate, read_channel(files, rows.dna.iloc[0]), shift, top)
         rows, shape = rows.to_dict("records"), lamps.shape[1:]
         seen = (read_site(files, row, shape) for row in rows)
-        jobs = ((x >> shift if shift else x, dark, lamps, size, nucleus_px) for x in seen)
-        for row, (cut, about) in zip(rows, in_turn(_cut, jobs, workers)):
-            yield from _named(row, cut, about, full, channels)
+        with tempfile.TemporaryDirectory() as here:  # the lamps are as large as two sites: not sent with each
+            np.save(light := Path(here)/"lamps.npy", lamps)
+            jobs = ((x >> shift if shift else x, dark, light, size, nucleus_px) for x in seen)
+            for row, (cut, about) in zip(rows, in_turn(_cut, jobs, workers)):
+                yield from _named(row, cut, about, full, channels)
 
 def _sizes_told(table, nucleus_px):
     "Whether nuclei are as large as was said; of those that were found well they measure a fifth more"

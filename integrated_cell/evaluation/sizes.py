@@ -60,17 +60,6 @@ def _on_all(model, cells, own, size, device) -> dict:  # what all test cells tel
     return dict(accuracy=accuracy, rebuilt=list(mean_interval(rho)), rebuilt_train=list(mean_interval(rho_train)))
 
 
-def _trained(reference, cells, own, folder, fixed, seed, device):  # phase 2 on these cells, in evaluation mode
-    torch.manual_seed(seed)
-    model = conditional.Conditional.after(reference, cells.classes, fixed["n_latent_s"]).to(device)
-    order = np.resize(own, fixed["n_steps"]*fixed["batch_size"])
-    batches = cells.batches(order, fixed["batch_size"], seed=seed, device=device, flip=fixed["flip"])
-    step = partial(conditional.step, enc_r=model.enc_r, gamma_enc=fixed["gamma_enc"], gamma_dec=fixed["gamma_dec"])
-    fit(model, step, optimisers(model, fixed["lr"], fixed["lr_enc_d"]), batches, 1, folder, seed=seed,
-        settings=fixed | {"cells": len(own)}, anneal=fixed["anneal"], show=False)
-    return model.to(device).eval()
-
-
 def _priors(model, cells, own, folder, batch_size, n_epochs, seed):  # the paper's, and a flow of these cells
     z_r, _, _, z_s = conditional.encode(model, cells, own, batch_size)
     torch.manual_seed(seed)
@@ -86,7 +75,7 @@ def at_size(
     cells: Cells,
     samples: np.ndarray,  # (n_cells, K, n, *shape) uint8: true samples of the cells judged["rows"]
     folder: Path,  # of this size: checkpoints and numbers.json
-    fixed: dict,  # n_latent_s, n_steps, batch_size, flip, lr, lr_enc_d, gamma_enc, gamma_dec, anneal
+    fixed: dict,  # of `conditional.fit_steps`
     judged: dict,  # seed, priors, n_epochs_flow, n_samples, rows, and what else the numbers depend on
     device: str = "cpu",
 ) -> dict:  # settings, accuracy, rebuilt, rebuilt_train, truth (of each prior), trained (now, or kept)
@@ -95,7 +84,7 @@ def at_size(
     known = json.loads(kept.read_text()) if kept.exists() else {"settings": None}
     if known["settings"] == wanted: return known | {"trained": False}
     seed, size, rows = judged["seed"], fixed["batch_size"], np.array(judged["rows"])
-    model = _trained(reference, cells, own, folder, fixed, seed, device)
+    model = conditional.fit_steps(reference, cells, own, folder, fixed, seed, device)
     priors = _priors(model, cells, own, folder/"prior", size, judged["n_epochs_flow"], seed)
     def drawn(p): return likely_first(model, priors[p].to(device), cells, rows, judged["n_samples"], seed)
     truth = {p: against_truth(drawn(p), cells, rows, samples) for p in judged["priors"].split(",")}

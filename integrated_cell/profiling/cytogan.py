@@ -8,6 +8,7 @@ __all__ = ['PLAIN', 'NAMES', 'conditions', 'check_name', 'CytoGan', 'step_infoga
            'profile_cells', 'encode_cells']
 
 # %% ../../nbs/820_profiling.cytogan.ipynb #b09fe130
+import hashlib
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ..synthesis import gan
 from ..data.batches import Batches
+from ..data.pieces import in_pieces
 from ..evaluation.metrics import in_batches
 from .profiler import Body, Disc, Gen, PairDisc, Rebuild
 from ..training.descent import descend
@@ -305,6 +307,13 @@ def _eight_bits(cells, rows):
                        "as `plates.luminance` does")
 
 
+def _sign(model, cells, rows, *settings):  # what profiles depend on; of the cells the first and the last
+    said = hashlib.sha256(repr((len(cells), settings)).encode() + np.asarray(rows, np.int64).tobytes())
+    for i in (rows[0], rows[-1]): said.update(np.ascontiguousarray(cells[int(i)]).tobytes())
+    for v in model.state_dict().values(): said.update(v.detach().cpu().numpy().tobytes())
+    return said.hexdigest()[:16]
+
+
 def profile_cells(
     model: CytoGan,
     cells,  # Cells, or anything that gives (3, Y, X) uint8 for cells[i]
@@ -312,15 +321,24 @@ def profile_cells(
     noise: float = 0.,  # standard deviation added to images in [-1, 1] (the original code: 0.1)
     seed: int = 0,  # of that noise
     batch_size: int = 64,
-) -> np.ndarray:  # (n, width of the profile) float32
+    out: str | Path | None = None,  # folder that keeps the profiles; what was stopped goes on from there
+    show: bool = False,  # a bar
+) -> np.ndarray:  # (n, width of the profile) float32; with `out` a map of a file
     "The profile of each cell: the dense layer of the judge, or the code of the encoder (sections 3 and 5)"
     _eight_bits(cells, rows)
-    rng, at = torch.Generator().manual_seed(seed), next(model.parameters()).device
+    rng, at = torch.Generator(), next(model.parameters()).device
 
     def of_batch(x):
         if noise: x = x + noise/2*torch.randn(x.shape, generator=rng).to(x.device)
         return model.eval().profile(x).detach()
-    return in_batches(of_batch, cells, rows, batch_size, at).numpy()
+
+    def pieces(start):
+        step = len(rows) if out is None else 64*batch_size
+        for i in range(start, len(rows), step):
+            rng.manual_seed(seed + i)
+            yield in_batches(of_batch, cells, rows[i:i + step], batch_size, at).numpy()
+    sign = _sign(model, cells, rows, noise, seed, batch_size) if out is not None else ""
+    return in_pieces(pieces, len(rows), out, sign, show)
 
 # %% ../../nbs/820_profiling.cytogan.ipynb #91eafba3
 def encode_cells(

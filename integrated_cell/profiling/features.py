@@ -6,12 +6,17 @@
 __all__ = ['CHANNELS', 'PROPERTIES', 'find_cell', 'measure']
 
 # %% ../../nbs/800_profiling.features.ipynb #01582e83
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 from skimage.filters import threshold_li, threshold_otsu
 from skimage.measure import regionprops
 
+from ..data.pieces import in_pieces
+from ..data.workers import in_turn
 from ..results import BadInput
 
 # %% ../../nbs/800_profiling.features.ipynb #6caa3c2b
@@ -99,19 +104,34 @@ def _block(x, um):
     return pd.DataFrame(out)
 
 # %% ../../nbs/800_profiling.features.ipynb #3babfbcf
+def _read(images, i, block):  # (block, 3, Y, X) float32 in [0, 1]
+    scale = 255 if images.dtype == np.uint8 else 1
+    x = np.asarray(images[i:i + block], np.float32)/np.float32(scale)
+    if np.isfinite(x).all(): return x
+    raise BadInput(f"crops {i} to {i + len(x) - 1} hold values that are not numbers; leave those crops out")
+
+def _sign(images, *settings):
+    "What the numbers depend on; of the images the first and the last"
+    ends = [np.ascontiguousarray(images[i:i + 1]).tobytes() for i in (0, images.shape[0] - 1)]
+    said = repr((images.shape, str(images.dtype), settings)).encode()
+    return hashlib.sha256(b"".join([said, *ends])).hexdigest()[:16]
+
 def measure(
     images: np.ndarray,  # (n, 3, Y, X) uint8, or float in [0, 1]; DNA, tubulin, actin; numpy or zarr
     pixel_um: float | None = None,  # size of a pixel; None: areas in pixels
     block: int = 256,  # cells at a time; changes nothing but memory
+    out: str | Path | None = None,  # folder that keeps what is measured; what was stopped goes on from there
+    workers: int = 1,  # processes that measure
+    show: bool = False,  # a bar
 ) -> pd.DataFrame:  # a row a cell, a column a feature; finite always, 0 where there is nothing to measure
     "Hand-made features of single-cell crops, background and neighbours left out (sections 1 and 4)"
     if len(images.shape) != 4 or images.shape[1] != 3:
         raise BadInput(f"images of shape {tuple(images.shape)} are not (n, 3, Y, X); give DNA, tubulin and actin")
-    if images.shape[0] == 0: return measure(np.zeros((1, *images.shape[1:])), pixel_um)[:0]
-    scale, found = 255 if images.dtype == np.uint8 else 1, []
-    for i in range(0, images.shape[0], block):
-        x = np.asarray(images[i:i + block], np.float32)/np.float32(scale)
-        if not np.isfinite(x).all():
-            raise BadInput(f"crops {i} to {i + len(x) - 1} hold values that are not numbers; leave those crops out")
-        found.append(_block(x, pixel_um or 1.))
-    return pd.concat(found, ignore_index=True).astype(np.float32)
+    n, um = images.shape[0], pixel_um or 1.
+    names = list(_block(np.zeros((1, *images.shape[1:]), np.float32), um))
+    if not n: return pd.DataFrame(np.zeros((0, len(names)), np.float32), columns=names)
+    def pieces(start):
+        jobs = ((_read(images, i, block), um) for i in range(start, n, block))
+        return (x.to_numpy(np.float32) for x in in_turn(_block, jobs, workers))
+    sign = _sign(images, um, names) if out is not None else ""
+    return pd.DataFrame(in_pieces(pieces, n, out, sign, show), columns=names, copy=False)

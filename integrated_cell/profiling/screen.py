@@ -87,7 +87,7 @@ def hand_and_true(
     table, counts = cells.table, holdings(cells.table)
     if not counts["n_dmso"] or counts["n_paired"] < 2: return {}
     treated = table[table["compound"] != "DMSO"]
-    features = {"hand-made features": measure(cells.images[:], cells.voxel_um[0] if cells.voxel_um else None)}
+    features = {"hand-made features": measure(cells.images, cells.voxel_um[0] if cells.voxel_um else None)}
     if "true_" in " ".join(table): features["true parameters"] = screen_truth(cells)
     scaled = {m: np.asarray(scale_plates(x, table, control_level(table, by), "pooled")) for m, x in features.items()}
     return {m: profiles(x[treated.index], treated, ["compound", "concentration", "moa"]) for m, x in scaled.items()}
