@@ -8,7 +8,6 @@ __all__ = ['nested', 'half_mitotic', 'at_size', 'size_curves', 'falls']
 # %% ../../nbs/790_evaluation.sizes.ipynb #727e4219
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,8 @@ from .truth import against_truth, by_structure
 from ..integration import conditional
 from ..integration.integrate import likely_first
 from ..integration.prior import Flow, Normal, fit_flow
-from ..integration.reference import Reference, optimisers
+from ..integration.reference import Reference
 from ..results import BadInput, write_json
-from ..training.train import fit
 
 # %% ../../nbs/790_evaluation.sizes.ipynb #171fda21
 def nested(

@@ -68,7 +68,7 @@ def judge_images(
     with fabric.autocast(): judges = bce(dec_d_r.module(dec), OBS) + bce(dec_d_r.module(gen), OBS)
     return dict(loss_dec_d_r=learns, loss_dec_r=judges)
 
-
+# %% ../../nbs/500_integration.reference.ipynb #040dedda
 def step(
     nets: dict[str, nn.Module],  # enc_r, dec_r, enc_d_r, dec_d_r, each set up by Fabric
     opts: dict[str, torch.optim.Optimizer],  # one a network
