@@ -124,21 +124,34 @@ def generated(
         version=__version__, commit=commit(root), sources=_credits(root), runs=_runs(runs),
         headlines=standing(claims[claims.front.notna()], columns, say, link),
         scale=standing(scale, columns, say, {}), verdicts=verdicts(claims, titles, columns),
-        first_paper=_first_paper(table, runs), library=_library(_notebooks(root)), picture=_front(_saved(table, runs)))
+        first_paper=_first_paper(table, runs), library=_library(_notebooks(root)), picture=_front(*_saved(table, runs)))
 
 
 def _notebooks(root) -> list: return [n for n in sorted((root/"nbs").glob("*.ipynb")) if names(n)]  # of the library
 
 
-def _saved(table, runs) -> Path | None:  # the picture that the chapter integration saved beside its notebook
-    folder = _folder("integration", table, runs)
-    found = [] if folder is None else sorted(p for p in folder.iterdir() if p.suffix in (".png", ".webp"))
-    return found[0] if found else None
+def _saved(table, runs) -> tuple[str, Path] | tuple:  # a chapter and the picture that it saved beside its notebook
+    for chapter in ("flow_matching", "integration"):
+        folder = _folder(chapter, table, runs)
+        found = [] if folder is None else sorted(p for p in folder.iterdir() if p.suffix in (".png", ".webp"))
+        if found and (chapter == "integration" or _ahead(folder)): return chapter, found[0]
+    return ()
+
+
+def _ahead(folder):  # does flow matching place structures better than the model of 2017, in this run?
+    return json.loads((folder/"metrics.json").read_text()).get("over_decoder_verdict") == "ahead"
 
 # %% ../nbs/940_book.ipynb #c5002a9b
-def _front(picture) -> str:  # the figure of the front page
+_DRAWN = dict(
+    integration="Each column is a held-out cell, each row a structure that the model draws into it; "
+                "last, an observed one.",
+    flow_matching="Each row is a structure, drawn into held-out cells twice: where the model of 2017 most probably has "
+                  "it, and as flow matching draws it once; last, an observed one.")
+
+
+def _front(chapter: str = "", picture: Path | None = None) -> str:  # the figure of the front page
     if picture is None: return ""
-    said = "Each column is a held-out cell, each row a structure that the model draws into it; last, an observed one."
+    said = _DRAWN[chapter]
     return f"```{{figure}} front{picture.suffix}\n:alt: {said}\n\nAll structures in the same cells. {said}\n```"
 
 # %% ../nbs/940_book.ipynb #420df323
@@ -155,7 +168,7 @@ def write_sources(
     for md in out.rglob("*.md"):
         text = fill(md.read_text(encoding="utf-8"), texts, f"book/{md.relative_to(out)}", ran)
         md.write_text(text, encoding="utf-8")
-    if picture := _saved(table, runs): shutil.copy(picture, out/f"front{picture.suffix}")
+    for picture in _saved(table, runs)[1:]: shutil.copy(picture, out/f"front{picture.suffix}")
     _write_page(root/"nbs/index.ipynb", values, ran, out/"notation.ipynb")
     for n in _notebooks(root): _write(out/"library"/f"{module(n)}.ipynb", library_page(n))
     for r in runs: _write_run(r, table, out/r["name"])
