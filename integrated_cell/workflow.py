@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['USUAL', 'read_yaml', 'chapter_table', 'read_config', 'parameters', 'mark', 'unmark', 'again', 'commit', 'given',
-           'record', 'files_of', 'sign', 'finish', 'fault', 'help_train', 'run_chapter']
+           'gpu', 'record', 'files_of', 'sign', 'finish', 'fault', 'help_train', 'run_chapter']
 
 # %% ../nbs/920_workflow.ipynb #e2674516
 import hashlib
@@ -213,7 +213,7 @@ def given(
 _DEVICES = "nvidia*", "nvhost-gpu", "kfd", "dxg"  # what a system with a GPU has in /dev
 
 
-def _gpu():  # its name; None: there is none, which can be said without loading torch
+def gpu():  # its name; None: there is none, which can be said without loading torch
     if not any(p for name in _DEVICES for p in Path("/dev").glob(name)): return None
     import torch
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -235,7 +235,7 @@ def record(
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
         "seconds": round(time.time() - started, 1),
         "memory_gib": round(most/2**20, 2),
-        "device": _gpu() or f"CPU, {cores} cores, {used} used",
+        "device": gpu() or f"CPU, {cores} cores, {used} used",
         "versions": {p: version(p) for p in packages}})
 
 # %% ../nbs/920_workflow.ipynb #2b3a12fa

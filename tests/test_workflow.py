@@ -30,6 +30,13 @@ def execute(root):
     run(root, "snakemake", "--quiet", "all", "--cores", 2, "--config", "run=toy", "--", LAST)
 
 
+def test_two_trainings_at_once_share_the_cores_but_not_a_gpu(study):
+    out, err = run(study, "snakemake", "-n", "--cores", 6, "--config", "run=toy", "--", LAST)
+    threads = {of.split("\n")[0].rstrip(":"): re.findall(r"threads: (\d+)", of) for of in re.split(r"\nrule ", out + err)[1:]}
+    each = "6" if workflow.gpu() else "3"
+    assert (threads["reference"], threads["conditional"], threads["classification"]) == ([each], [each], [])
+
+
 def test_only_what_changed_and_what_follows_runs_again(study):
     assert planned(study) == ALL
     execute(study)
