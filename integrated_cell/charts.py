@@ -319,7 +319,9 @@ SYMBOLS = {  # of the losses, as the papers write them
     "loss_enc_r": "$L_{Enc^r}$", "loss_dec_r": "$L_{Dec^r}$",
     "loss_enc_d_r": "$L_{EncD^r}$", "loss_dec_d_r": "$L_{DecD^r}$",
     "loss_enc_s": "$L_{Enc^s}$", "loss_dec_rs": "$L_{Dec^{r,s}}$",
-    "loss_enc_d_s": "$L_{EncD^s}$", "loss_dec_d_rs": "$L_{DecD^{r,s}}$", "validation": "validation"
+    "loss_enc_d_s": "$L_{EncD^s}$", "loss_dec_d_rs": "$L_{DecD^{r,s}}$", "validation": "validation",
+    "loss_critic": "$L_D$, critic", "loss_gen": "$L_G$, generator", "loss_x": "$L_x$, rebuilding",
+    "loss_kl": "KL, code and prior", "loss_codes": "$L_c$, codes"
 }
 
 # %% ../nbs/030_charts.ipynb #3b14dcd1
