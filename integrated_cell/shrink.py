@@ -20,7 +20,7 @@ WIDTH = 900  # pixels; the book's column is narrower on every screen
 OFF = 6  # grey levels by which a palette may be wrong, root mean square over what is not white
 
 
-QUALITY = 72  # of WebP
+QUALITY = 60  # of WebP
 
 
 def _flat(picture) -> Image.Image:  # on white, no wider than shown
