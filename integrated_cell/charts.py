@@ -321,6 +321,7 @@ SYMBOLS = {  # of the losses, as the papers write them
     "loss_enc_s": "$L_{Enc^s}$", "loss_dec_rs": "$L_{Dec^{r,s}}$",
     "loss_enc_d_s": "$L_{EncD^s}$", "loss_dec_d_rs": "$L_{DecD^{r,s}}$", "validation": "validation",
     "loss_critic": "$L_D$, critic", "loss_gen": "$L_G$, generator", "loss_x": "$L_x$, rebuilding",
+    "loss_x_s": "$L_{x^s}$",
     "loss_kl": "KL, code and prior", "loss_codes": "$L_c$, codes"
 }
 

@@ -213,7 +213,8 @@ def given(
 _DEVICES = "nvidia*", "nvhost-gpu", "kfd", "dxg"  # what a system with a GPU has in /dev
 
 
-def gpu():  # its name; None: there is none, which can be said without loading torch
+def gpu() -> str | None:  # its name; None: there is none
+    "The GPU of this machine; where there is none, that is said without loading torch"
     if not any(p for name in _DEVICES for p in Path("/dev").glob(name)): return None
     import torch
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
