@@ -12,7 +12,6 @@ import json
 import os
 import resource
 import subprocess
-import sys
 import time
 from contextlib import chdir
 from importlib.metadata import version
@@ -300,21 +299,14 @@ def fault(
     return f"chapter {chapter} stopped: {why}; the notebook so far is at {notebook}"
 
 # %% ../nbs/920_workflow.ipynb #ccb87e1a
-def _papermill():  # jsonschema reads a grammar of addresses as it is loaded, for seconds; no notebook needs it
-    spared = sys.modules.setdefault("rfc3987_syntax", None) is None
-    import papermill
-    if spared: del sys.modules["rfc3987_syntax"]
-    return papermill
-
-
 def help_train(
     notebook: Path,  # of the chapter
     values: dict,  # what papermill is given
     home: Path,  # where it runs
 ) -> None:
     "What a process beside the first does for a chapter"
-    papermill = _papermill()
     if "devices" not in declared(notebook): return
+    import papermill
     quiet = dict(progress_bar=False, extra_arguments=["--log-level=ERROR"])
     try: papermill.execute_notebook(notebook, None, values, kernel_name="python3", cwd=str(home), **quiet)
     except papermill.PapermillExecutionError as e:
@@ -328,7 +320,7 @@ def run_chapter(
     changed: dict | None = None,  # parameters over the file's
 ) -> Path:  # results/<config>/<chapter>
     "Execute a chapter from where its run is at home; its prose gets its numbers, and it is kept whatever comes of it"
-    papermill = _papermill()
+    import papermill
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the kernel: threads that wait leave their core to others
     config, started = read_config(config_path), time.time()
     values, notebook = parameters(config, chapter, changed), config["root"]/"nbs/experiments"/f"{chapter}.ipynb"
