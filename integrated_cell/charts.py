@@ -418,7 +418,7 @@ def latent(
         every.plot(values, ".", ms=6, label=f"{label} {np.median(np.abs(values)):.2f}")
     every.locator_params(axis="x", integer=True)
     every.set(xlabel=f"dimension of {symbol}", ylabel="over the cells shown", title="dashed: the prior's mean and sd")
-    every.legend()
+    fig.legend(*every.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     plt.close(fig)
     return fig
 
