@@ -173,6 +173,12 @@ def _plain_ticks(axis, values):  # of a logarithmic axis over less than a decade
     if not 0 < (least := values.min()) < values.max() < 10*least: return
     for of_ticks in (axis.set_major_formatter, axis.set_minor_formatter): of_ticks("{x:.3g}")
 
+
+def _tame(ax, values):  # a few values far from all others would flatten these: beyond them the axis is logarithmic
+    low, high = np.nanquantile(values, (.1, .9))
+    if np.nanmax(values) - np.nanmin(values) > 10*(high - low) > 0:
+        ax.set_yscale("symlog", linthresh=max(abs(low), abs(high)))
+
 # %% ../nbs/030_charts.ipynb #c21840c2
 @_unless_empty
 def along(
@@ -207,6 +213,7 @@ def along(
         low, left = i + min(ncols, len(axes)) >= len(axes), i % ncols == 0
         if "x" in log: _few_ticks(ax, t[x] if sharex else t[x][t[panel] == names[i]])
         if "y" in log: _plain_ticks(ax.yaxis, t.value if share else t.value[t[panel] == names[i]])
+        if "y" not in log and not share: _tame(ax, t.value[t[panel] == names[i]])
         ax.tick_params(labelbottom=low or not sharex, labelleft=left or not share)
         ax.set(xlabel=xlabel if low else "", ylabel=ylabel if left else "")
     plt.close(fig)
