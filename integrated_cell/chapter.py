@@ -19,7 +19,7 @@ from IPython.display import Markdown
 
 from .claims import Estimate, aimed, estimate, verdict
 from .data.cells import Cells
-from .parameters import at_work, in_study, project
+from .parameters import at_work, in_study, project, unlike_paper
 from .results import BadInput, alone, process, rerun, whole, write_json
 from .workflow import files_of, finish, given, unmark
 
@@ -221,6 +221,10 @@ class Chapter(Run, Claims):
         self.held.enter_context(alone(self.out))
         unmark(self.out)
         self.read = files_of(self.root, ".", self.out, given(self.notebook, self.values))
+
+    def unlike_paper(self) -> pd.DataFrame:  # setting, parameter, of 2017, this run
+        "The settings of this run that are not those of 2017, where the notebook's parameters say what those were"
+        return pd.DataFrame(unlike_paper(self.notebook, self.values) if self.values else [])
 
     def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         "A table as a csv in the chapter's folder, whole or not at all"

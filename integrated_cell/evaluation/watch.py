@@ -60,11 +60,11 @@ def telling_apart(
     return watch
 
 # %% ../../nbs/900_evaluation.watch.ipynb #02ac5221
-def _held_out(cells, n: int, names=None) -> dict[str, np.ndarray]:
-    "Up to n validation images of each class, or of all classes together"
-    rows = cells.rows("validation")
+def _held_out(cells, n: int, names, apart: bool = True) -> dict[str, np.ndarray]:
+    "Up to n validation images of each class, or of all these classes together, drawn at random: tables have an order"
+    rows = np.random.default_rng(0).permutation(cells.rows("validation"))
     of = cells.table.structure.to_numpy()[rows]
-    if names is None: return {"cells": read_images(cells.images, rows[:n])}
+    if not apart: return {"cells": read_images(cells.images, rows[np.isin(of, names)][:n])}
     return {name: read_images(cells.images, rows[of == name][:n]) for name in names}
 
 def drawing(
@@ -79,7 +79,7 @@ def drawing(
     def drawn(model, name, n):
         k = model.proteins.index(name) if model.n_channels > 2 else 0
         return draw(Pair(model.gen, k), n, how.get("seed", 0))
-    return telling_apart(_held_out(cells, n, model.proteins if each else None), drawn, **how)
+    return telling_apart(_held_out(cells, n, model.proteins, each), drawn, **how)
 
 # %% ../../nbs/900_evaluation.watch.ipynb #4563d379
 def of_cytogan(
@@ -92,6 +92,6 @@ def of_cytogan(
     def drawn(model, name, n): return sample(model, n, how.get("seed", 0))
     def watch(model: CytoGan) -> float:
         if model.kind in ("autoencoder", "vae"): return rebuilds(model)
-        real = _held_out(cells, n, ["DMSO"] if model.doses else None)
+        real = _held_out(cells, n, ["DMSO"], True) if model.doses else _held_out(cells, n, cells.classes, False)
         return telling_apart(real, drawn, **how)(model)
     return rebuilds and watch

@@ -96,14 +96,22 @@ def rest(
 def each_learnt(
     history: pd.DataFrame,  # of several models: epoch, seconds, validation where there are validation cells, and `by`
     by: list[str],  # columns that tell the trainings apart
-) -> pd.DataFrame:  # a row a training: by, at the end, lowest, gained in the last fifth (a share), rest, core-hours
-    "What the validation cells say of each of several trainings"
+) -> pd.DataFrame:  # a row a training: by, at the end, lowest, gained in the last fifth, rest, core-hours
+    "What the validation cells say of each of several trainings, by running medians and in the units of the curve"
     named = [*by, "at the end", "lowest", "gained in the last fifth", "rest", "core-hours"]
     rows = []
     for names, of in history.groupby(by, sort=False) if "validation" in history else []:
-        seen, of = of.validation.astype(float).dropna(), of.reset_index(drop=True)
+        seen, of = of.validation.astype(float).reset_index(drop=True).dropna(), of.reset_index(drop=True)
         if len(seen) < 2: continue
-        told = rest(of, "validation")
-        rows.append([*names, seen.iloc[-1], seen.min(), told["gained"], told["plateau"], told["core_hours"]])
+        smooth = seen.rolling(5, min_periods=1).median()
+        rows.append([*names, smooth.iloc[-1], smooth.min(), *_ended(seen, smooth, len(of)), core_hours(of)])
     return pd.DataFrame(rows, columns=named)
+
+
+def _ended(seen, smooth, n, share=.2):  # values of some of n epochs -> gained in the last of them, and the word for it
+    jumps, before = (seen - smooth).abs().median(), smooth[smooth.index < (1 - share)*n]
+    lowest = before.min() if len(before) else smooth.iloc[0]
+    gained = lowest - smooth.iloc[-1]
+    if gained > jumps: return gained, "still falling"
+    return gained, "worse than its best" if gained < -4*jumps else "a plateau"  # the best of many is a lucky one
 
