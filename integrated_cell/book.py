@@ -303,5 +303,4 @@ def keep(
     nb = shrink_outputs(_without_machine(folder/"notebook.ipynb"))
     (to/"notebook.ipynb").write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for p in (p for p in folder.iterdir() if p.suffix in (".png", ".webp")):
-        kind, file = shrink(p.read_bytes())
-        (to/f"{p.stem}.{kind}").write_bytes(file)
+        (to/f"{p.stem}.webp").write_bytes(shrink(p.read_bytes()))

@@ -228,6 +228,7 @@ def boxes(
     hue: str | None = None,  # column with a colour each
     ylabel: str = "",
     panel: str | None = None,  # column with a panel each, one below the other
+    xlabel: str = "",
     lines: Mapping[float, str] | None = None,
 ) -> Figure:
     "Quartiles of groups"
@@ -237,7 +238,7 @@ def boxes(
         of = t if panel is None else t[t[panel] == name]
         _guide(ax, lines, "y")
         sns.boxplot(of, x=x, y=y, hue=hue, fliersize=1.5, linewidth=.8, ax=ax, legend=ax is axes[0])
-        ax.set(xlabel="", ylabel=ylabel)
+        ax.set(xlabel=xlabel if ax is axes[-1] else "", ylabel=ylabel)
     if hue:
         ncols = _columns(t[hue].unique(), 3)
         sns.move_legend(axes[0], "lower right", bbox_to_anchor=(1, 1), ncols=ncols, title=None)

@@ -47,15 +47,15 @@ def _palette(picture) -> Image.Image | None:  # as few colours as look the same;
 # %% ../nbs/080_shrink.ipynb #6681241f
 def shrink(
     image: bytes,  # a PNG or a WebP file
-) -> tuple[str, bytes]:  # "png" or "webp", and the file; what was shrunk before stays as it is
-    "A picture as a palette PNG or a WebP, whichever is smaller"
+) -> bytes:  # a WebP file; what was shrunk before stays as it is
+    "A picture as a WebP of few colours without loss, or of all with a little, whichever is smaller"
     picture = Image.open(io.BytesIO(image))
-    small = picture.format == "WEBP" or picture.mode == "P"
-    if small and picture.width <= WIDTH: return picture.format.lower(), image
+    if picture.format == "WEBP" and picture.width <= WIDTH: return image
     flat = _flat(picture)
-    tried = {"webp": _bytes(flat, format="WEBP", quality=QUALITY, method=6)}
-    if few := _palette(flat): tried["png"] = _bytes(few, format="PNG", optimize=True)
-    return min(tried.items(), key=lambda kind_and_file: len(kind_and_file[1]))
+    tried = [_bytes(flat, format="WEBP", quality=QUALITY, method=6)]
+    if few := _palette(flat):
+        tried.append(_bytes(few.convert("RGB"), format="WEBP", lossless=True, quality=100, method=6))
+    return min(tried, key=len)
 
 # %% ../nbs/080_shrink.ipynb #f1d5000b
 _ADDRESS = re.compile(r"data:image(/|\\u002f)png;base64,((?:[A-Za-z0-9+=/]|\\u002f)+)")
@@ -66,8 +66,8 @@ def shrink_html(
 ) -> str:
     "The same page with smaller pictures"
     def smaller(m):
-        kind, file = shrink(base64.b64decode(m[2].replace(r"\u002f", "/")))
-        return f"data:image{m[1]}{kind};base64,{base64.b64encode(file).decode().replace('/', m[1])}"
+        file = shrink(base64.b64decode(m[2].replace(r"\u002f", "/")))
+        return f"data:image{m[1]}webp;base64,{base64.b64encode(file).decode().replace('/', m[1])}"
     return _ADDRESS.sub(smaller, html)
 
 # %% ../nbs/080_shrink.ipynb #fa983410
@@ -79,8 +79,7 @@ def shrink_outputs(
         for o in c.get("outputs", []):
             data = o.get("data", {})
             if png := data.pop("image/png", None):
-                kind, file = shrink(base64.b64decode("".join(png)))
-                data[f"image/{kind}"] = base64.b64encode(file).decode()
+                data["image/webp"] = base64.b64encode(shrink(base64.b64decode("".join(png)))).decode()
             if "text/html" in data: data["text/html"] = shrink_html("".join(data["text/html"]))
             if len(data) > 1: data.pop("text/plain", None)
             if o.get("metadata"): o["metadata"] = {}

@@ -256,7 +256,7 @@ def check_place(
 def _sizes(voxel_um) -> tuple[float, ...] | None:  # None: the source does not say
     return None if voxel_um is None else tuple(float(v) for v in voxel_um)
 
-def _classed(table, group, test_fraction, split_seed, validation_fraction) -> tuple[pd.DataFrame, list[str]]:
+def _classed(table, group, test_fraction, split_seed, validation_fraction, watched) -> tuple[pd.DataFrame, list[str]]:
     "The table with y and split, and the names of the classes"
     table = check_table(table)
     classes = sorted(table.structure.unique())
@@ -265,7 +265,8 @@ def _classed(table, group, test_fraction, split_seed, validation_fraction) -> tu
     drawn = None if known else split_by_hash(table.structure, together, test_fraction, split_seed)
     table["split"] = check_split(table) if known else drawn
     if "validation" not in set(table.split):
-        table["split"] = with_validation(table.structure, together, table.split, validation_fraction, split_seed)
+        near = together if watched is None else table[watched]
+        table["split"] = with_validation(table.structure, near, table.split, validation_fraction, split_seed)
     return table, classes
 
 # %% ../../nbs/110_data.cells.ipynb #5aed30ca
@@ -320,10 +321,11 @@ class Cells:
 
     @classmethod
     def create(cls, path, images, table, voxel_um, channels, provenance, test_fraction=0.1, group=None, split_seed=0,
-               validation_fraction=0.) -> "Cells":
-        "Split, unless the table has a split, and write to `path` (None: memory); cells of one `group` stay together"
+               validation_fraction=0., watched=None) -> "Cells":
+        """Split, unless the table has a split, and write to `path` (None: memory). Cells of one `group` stay together;
+        validation cells only watch a training, and may be chosen by the smaller groups of the column `watched`"""
         if path is not None: check_place(path)
-        table, classes = _classed(pd.DataFrame(table), group, test_fraction, split_seed, validation_fraction)
+        table, classes = _classed(pd.DataFrame(table), group, test_fraction, split_seed, validation_fraction, watched)
         if voxel_um is not None and len(voxel_um) not in (2, 3):
             raise BadInput(f"voxel_um {voxel_um} must name two or three sizes in micrometres, in the order (Z,) Y, X")
         content, size = _Content(table), _sizes(voxel_um)

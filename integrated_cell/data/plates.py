@@ -104,7 +104,7 @@ def crop_cells(
     full: float | Sequence[float] | None = None,  # grey value (of 4095) that becomes 255; None: each crop's brightest
     test_fraction: float = .2,  # share of each class held out, in whole plates
     split_seed: int = 0,  # another seed is another split
-    validation_fraction: float = 0.,  # share of the others that is kept for watching a training
+    validation_fraction: float = 0.,  # share of the others that watches a training, in whole fields
     pixel_um: float | None = None,  # size of a pixel, for scale bars; None or 0: unknown
 ) -> Cells:  # channels dna, tubulin, actin, 68 x 68; structure is the mechanism, DMSO for controls
     "Real crops of MCF-7 cells under DMSO and cycloheximide, split by plate (BBBC021)"
@@ -113,10 +113,13 @@ def crop_cells(
     table = pd.concat([table, pd.DataFrame([_full(x, full) for x in images])], axis=1).assign(structure=table.moa)
     site = table.plate + "/" + table.well + "_s" + table.site.astype(str)
     table.insert(0, "cell_id", site + "_" + table.cell_index.astype(str))
-    about = dict(source="bbbc021_cells", full=full, told=_held_out(table, test_fraction, "plate", split_seed))
+    table = table.assign(field=site)
+    told = ["BBBC021 writes cyclohexamide and means cycloheximide"]*("cyclohexamide" in {*table["compound"]})
+    told += _held_out(table, test_fraction, "plate", split_seed)
+    about = dict(source="bbbc021_cells", full=full, told=told)
     bright, voxel_um = (luminance(x, full) for x in images), square_pixel(pixel_um)
     return Cells.create(path, bright, table.drop(columns="cell_index"), voxel_um, CHANNELS, about,
-                        test_fraction, "plate", split_seed, validation_fraction)
+                        test_fraction, "plate", split_seed, validation_fraction, "field")
 
 # %% ../../nbs/490_data.plates.ipynb #1db154bb
 def illumination(
@@ -334,7 +337,7 @@ def plate_cells(
     test_fraction: float = .1,  # share of each class held out
     group: str | None = None,  # column whose cells stay together; None: plate, or field where a class has one plate
     split_seed: int = 0,  # another seed is another split
-    validation_fraction: float = 0.,  # share of the others that is kept for watching a training
+    validation_fraction: float = 0.,  # share of the others that watches a training, in whole fields
     control: str = "DMSO",  # compound of the untreated wells; the store calls it DMSO
     columns: dict | str | None = None,  # plate=Plate,well=Well: our name and that of the table, where it is another
     channels: Sequence[str] = CHANNELS,  # stains of nucleus, cell body and rim; their files: Image_FileName_<channel>
@@ -359,4 +362,4 @@ def plate_cells(
         about = dict(source="plates", full=full, told=told, missing=missing, n_sites=len(sites), nucleus_px=nucleus_px)
         if control != "DMSO": about["control"] = control
         return Cells.create(path, iter(images), table, voxel_um, tuple(channels), about, test_fraction, group,
-                            split_seed, validation_fraction)
+                            split_seed, validation_fraction, "field")

@@ -71,15 +71,17 @@ def plate_agreement(
     groups: np.ndarray | None = None,  # (n,) cells of one, e.g. a field, are drawn together; None: each for itself
     n_boot: int = 500,  # samples of groups, on each plate and for each truth apart
     seed: int = 0,
+    other: np.ndarray | None = None,  # (n,) another score: how far the first is ahead of it, on the same draws
 ) -> dict:  # value, low, high (95 %), by_plate, n; value NaN where no plate can be judged
     "Mean over plates of the AUC or of Spearman's correlation, by bootstrap over groups (Hanley & McNeil 1982)"
+    def agree(i): return _agree(score[i], truth[i]) - (0 if other is None else _agree(other[i], truth[i]))
     truth, plates, rng, values, drawn = np.asarray(truth), np.asarray(plates), np.random.default_rng(seed), {}, []
     groups = np.arange(len(truth)) if groups is None else np.asarray(groups)
     for plate in pd.unique(plates):
-        at = np.flatnonzero((plates == plate) & np.isfinite(score))
-        if np.isnan(value := _agree(score[at], truth[at])): continue
+        at = np.flatnonzero((plates == plate) & np.isfinite(score if other is None else score + other))
+        if np.isnan(value := agree(at)): continue
         values[str(plate)] = float(value)
-        drawn.append([_agree(score[i], truth[i]) for i in _drawn_anew(at, truth, groups, n_boot, rng)])
+        drawn.append([agree(i) for i in _drawn_anew(at, truth, groups, n_boot, rng)])
     mean = np.mean([*values.values()]) if values else np.nan
     e = from_draws(mean, np.mean(drawn, 0) if drawn and n_boot else [np.nan])
     return e._asdict() | dict(by_plate=values, n=int(np.isfinite(score).sum()))
@@ -93,10 +95,15 @@ def agreements(
     strength: float = 1.,  # of `held_out_scores`
     n_boot: int = 500,
     seed: int = 0,
+    against: str | None = None,  # name of a profile: columns gain, gain_low, gain_high say how far each is ahead of it
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # method, value, low, high, n; and the values plate by plate, a row a method
     "Several profiles asked the same of held-out plates; methods that no plate can judge are left out"
     scores = {name: held_out_scores(x, truth, plates, strength) for name, x in features.items()}
     found = {name: plate_agreement(s, truth, plates, groups, n_boot, seed) for name, s in scores.items()}
+    if against:
+        for name, s in scores.items():
+            gain = plate_agreement(s, truth, plates, groups, n_boot, seed, scores[against])
+            found[name] |= dict(gain=gain["value"], gain_low=gain["low"], gain_high=gain["high"])
     table = pd.DataFrame([dict(method=name, **f) for name, f in found.items()]).drop(columns="by_plate")
     by_plate = pd.DataFrame({name: f["by_plate"] for name, f in found.items()}).T
     return table[table.value.notna()].reset_index(drop=True), by_plate

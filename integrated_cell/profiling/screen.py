@@ -28,7 +28,7 @@ def holdings(
     treated = table[table["compound"] != "DMSO"]
     of_moa = treated.groupby("moa")["compound"].nunique()
     return dict(n_cells=len(table), n_treated=len(treated), n_dmso=len(table) - len(treated),
-                n_train=int((table.split == "train").sum()), n_test=int((table.split == "test").sum()),
+                **{f"n_{part}": int((table.split == part).sum()) for part in ("train", "validation", "test")},
                 n_moas=len(of_moa), n_compounds=treated["compound"].nunique(), n_paired=int((of_moa > 1).sum()),
                 n_treatments=treated.groupby(["compound", "concentration"]).ngroups, n_plates=table.plate.nunique())
 
