@@ -99,10 +99,12 @@ def _cells(notebook, fill) -> Iterator[dict]:  # those that ran; an error stops 
         yield c | {"source": fill(source) if c["cell_type"] == "markdown" else source}
 
 # %% ../nbs/070_page.ipynb #6ea87e45
+def _empty(output) -> bool: return NOTHING in "".join(output.get("data", {}).get("text/markdown", ""))
+
+
 def _silent(section) -> bool:  # a heading, captions, outputs that say that there is nothing
     prose = [captions(c["source"])[0] for c in section if c["cell_type"] == "markdown"]
-    told = [o.get("data", o) for c in section if c["cell_type"] == "code" for o in c["outputs"]]
-    empty = [NOTHING in "".join(of.get("text/markdown", "")) for of in told]
+    empty = [_empty(o) for c in section if c["cell_type"] == "code" for o in c["outputs"]]
     return bool(empty) and all(empty) and len(prose) == 1 and "\n" not in prose[0].strip()
 
 
@@ -121,15 +123,17 @@ def page(
     to: Path,  # where the page will stand
 ) -> dict:  # the notebook as a page
     "An executed notebook to be read"
-    cells, code, waiting, heading = [], [], [], ""
+    cells, code, waiting, heading, nothing = [], [], [], "", False
     for c in _told(_cells(notebook, fill)):
         if c["cell_type"] == "code":
             code.append(re.sub(r"^#\|.*\n?", "", c["source"], flags=re.M))
-            for o in c["outputs"]: cells += shown_output(o, waiting, heading, to)
+            for o in c["outputs"]:
+                if not (_empty(o) and nothing): cells += shown_output(o, waiting, heading, to)
+                nothing |= _empty(o)  # said once a section
             continue
         text, found = captions(c["source"])
         if text.startswith("#"):
-            cells, code, waiting, heading = cells + _fold(code), [], [], text.split("\n")[0]
+            cells, code, waiting, heading, nothing = cells + _fold(code), [], [], text.split("\n")[0], False
         if found: waiting = found
         if text: cells.append(_markdown(text))
     return {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": cells + _fold(code)}

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..claims import Estimate, apart, estimate, estimates, mean_interval, median_interval
+from ..claims import Estimate, differences, estimate, estimates, mean_interval, median_interval, verdict
 from . import metrics
 from .classify import Classifier
 
@@ -105,11 +105,11 @@ def on_scale(
 
 # %% ../../nbs/480_evaluation.phenotypes.ipynb #640dce96
 def more_real(
-    told: pd.DataFrame,  # method, value, low, high; less is nearer to real
+    tested: pd.DataFrame,  # of `c2st_many`: name, split, score; less is nearer to real
     ours: str,
     other: str,
 ) -> str | None:  # a word; None: one of the two is not there
-    "Is one model nearer to real cells than another?"
-    a, b = (estimate(told, method=m) for m in (ours, other))
-    if a is None or b is None: return None
-    return apart(a, b, ("less like real cells", "more like real cells", "not told apart"))
+    "Is one model nearer to real cells than another, split by split (Student's interval)?"
+    found = differences(tested.sort_values("split"), [(ours, other)], "name", "score")
+    if not len(found): return None
+    return verdict(estimate(found, a=ours), 0, ("less like real cells", "more like real cells", "not told apart"))

@@ -278,19 +278,22 @@ def _smooth(path):  # (steps, n, c, Y, X) uint8 -> (n,) by name
     apart, level = np.sqrt(np.square(x[-1] - x[0]).mean((1, 2, 3))), x.std((3, 4)).mean(2)
     ends, faded = np.maximum((level[0] + level[-1])/2, 1e-6), ((x[0] + x[-1])/2).std((2, 3)).mean(1)
     middle = level[(len(x) - 1)//2:len(x)//2 + 1].mean(0)
-    return {"largest step": change.max(0)/np.maximum(change.mean(0), 1e-9),
+    return {"ends apart": apart, "largest step": change.max(0)/np.maximum(change.mean(0), 1e-9),
             "detour": change.sum(0)/np.maximum(apart, 1e-9), "contrast in the middle": middle/ends,
             "contrast of a cross-fade": faded/ends, "gain on a cross-fade": (middle - faded)/ends}
 
 # %% ../../nbs/840_profiling.algebra.ipynb #9e82454f
 def smoothness(
     paths: Mapping[str, np.ndarray],  # model: (steps, n, 3, Y, X) uint8
+    real: np.ndarray,  # (n, 3, Y, X) uint8 cells; the mean distance of two that follow each other is the unit of ends
     n_boot: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:  # method, model, what, value, low, high
-    "How evenly and sharply cells change on the way, against a cross-fade (section 4, Figure 3)"
+    "How far, evenly and sharply cells change on the way, against a cross-fade (section 4, Figure 3)"
+    unit = np.sqrt(np.square(np.diff(real.astype(np.float32)/255, axis=0)).mean((1, 2, 3))).mean()
     rows = [(m, what, v) for m, path in paths.items() for what, values in _smooth(path).items() for v in values]
     long = pd.DataFrame(rows, columns=["model", "what", "value"])
+    long.loc[long.what == "ends apart", "value"] /= unit
     return estimates(long, ["model", "what"], "value", mean_interval, n_boot=n_boot, seed=seed)
 
 # %% ../../nbs/840_profiling.algebra.ipynb #239d8723

@@ -43,7 +43,7 @@ def inventory(
     of_treatment, of_compound = treated.groupby(["compound", "concentration"]), treated.groupby("compound")
     return {"wells": len(wells), "of them controls (DMSO)": len(wells) - len(treated), "plates": wells.plate.nunique(),
             "weeks": wells.batch.nunique(), "features": features.shape[1], "treatments": of_treatment.ngroups,
-            "compounds": of_compound.ngroups, "mechanisms": wells.moa.nunique(),
+            "compounds": of_compound.ngroups, "mechanisms": treated.moa.nunique(),
             "treatments on one plate only": int((of_treatment.plate.nunique() < 2).sum()),
             "compounds in more than one week": int((of_compound.batch.nunique() > 1).sum())}
 
