@@ -310,11 +310,16 @@ def scatter(
     ylabel: str = "",
     diagonal: bool = False,  # a dashed line where both are equal
     log: str = "",
+    linear: float | None = None,  # beyond so much on either side of 0 the axis of y is logarithmic
+    lines: Mapping[str, Sequence[float]] | None = None,  # dashed lines at these values of "x" and "y"
 ) -> Figure:
     "Points, and where both axes mean the same the line of equality"
     fig, ax = plt.subplots(figsize=(5 if hue else 4, 3.4), layout="constrained")
     sns.scatterplot(t, x=x, y=y, hue=hue, style=hue, s=18, alpha=.75, linewidth=0, ax=ax)
     ax.set(xlabel=xlabel or x, ylabel=ylabel or y, **{f"{a}scale": "log" for a in log})
+    if linear: ax.set_yscale("symlog", linthresh=linear)
+    for a, values in (lines or {}).items():
+        for v in values: (ax.axvline if a == "x" else ax.axhline)(v, color="grey", ls="--", lw=1, zorder=0)
     least = float(t[x].min())
     if diagonal: ax.axline((least,)*2, (2*abs(least) + 1,)*2, color="grey", ls="--", lw=1, zorder=0)
     if hue: sns.move_legend(ax, "center left", bbox_to_anchor=(1, .5), title=None, handletextpad=.1)
