@@ -317,7 +317,9 @@ def scatter(
     fig, ax = plt.subplots(figsize=(5 if hue else 4, 3.4), layout="constrained")
     sns.scatterplot(t, x=x, y=y, hue=hue, style=hue, s=18, alpha=.75, linewidth=0, ax=ax)
     ax.set(xlabel=xlabel or x, ylabel=ylabel or y, **{f"{a}scale": "log" for a in log})
-    if linear: ax.set_yscale("symlog", linthresh=linear)
+    if linear:
+        ax.set_yscale("symlog", linthresh=linear)
+        ax.autoscale(axis="y")  # with margins of the new scale
     for a, values in (lines or {}).items():
         for v in values: (ax.axvline if a == "x" else ax.axhline)(v, color="grey", ls="--", lw=1, zorder=0)
     least = float(t[x].min())

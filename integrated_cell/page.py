@@ -71,7 +71,8 @@ def shown_output(
     heading: str,  # of the section
     to: Path,  # the page; pictures are written beside it
 ) -> Iterator[dict]:  # cells
-    "What a page shows of an output"
+    "What a page shows of an output; of what was printed warnings alone, the rest is for those who ran it"
+    if output["output_type"] == "stream" and "Warning" not in "".join(output["text"]): return
     data = output.get("data", {})
     html = "".join(data.get("text/html", ""))
     if "application/vnd.jupyter.widget-view+json" in data: return  # it moves nothing where no kernel runs
