@@ -104,9 +104,9 @@ def _empty(output) -> bool: return NOTHING in "".join(output.get("data", {}).get
 
 
 def _silent(section) -> bool:  # a heading, captions, outputs that say that there is nothing
-    prose = [captions(c["source"])[0] for c in section if c["cell_type"] == "markdown"]
+    prose = "\n".join(captions(c["source"])[0].strip() for c in section if c["cell_type"] == "markdown").strip()
     empty = [_empty(o) for c in section if c["cell_type"] == "code" for o in c["outputs"]]
-    return bool(empty) and all(empty) and len(prose) == 1 and "\n" not in prose[0].strip()
+    return bool(empty) and all(empty) and "\n" not in prose
 
 
 def _told(cells) -> Iterator[dict]:  # without sections of which this run can tell nothing
