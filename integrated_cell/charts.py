@@ -174,10 +174,9 @@ def _plain_ticks(axis, values):  # of a logarithmic axis over less than a decade
     for of_ticks in (axis.set_major_formatter, axis.set_minor_formatter): of_ticks("{x:.3g}")
 
 
-def _tame(ax, values):  # a few values far from all others would flatten these: beyond them the axis is logarithmic
-    low, high = np.nanquantile(values, (.1, .9))
-    if np.nanmax(values) - np.nanmin(values) > 10*(high - low) > 0:
-        ax.set_yscale("symlog", linthresh=max(abs(low), abs(high)))
+def _tame(ax, values):  # a value ten times as far from 0 as most would flatten them: beyond them y is logarithmic
+    usual = np.nanquantile(np.abs(values), .9)
+    if np.nanmax(np.abs(values)) > 10*usual > 0: ax.set_yscale("symlog", linthresh=usual)
 
 # %% ../nbs/030_charts.ipynb #c21840c2
 @_unless_empty

@@ -92,6 +92,6 @@ def of_cytogan(
     def drawn(model, name, n): return sample(model, n, how.get("seed", 0))
     def watch(model: CytoGan) -> float:
         if model.kind in ("autoencoder", "vae"): return rebuilds(model)
-        real = _held_out(cells, n, ["DMSO"], True) if model.doses else _held_out(cells, n, cells.classes, False)
+        real = _held_out(cells, n, ["DMSO"]) if model.doses else _held_out(cells, n, cells.classes, False)
         return telling_apart(real, drawn, **how)(model)
     return rebuilds and watch
