@@ -76,6 +76,7 @@ def table(
     t: pd.DataFrame,  # columns value, low, high become one column "value [low, high]"
     name: str = "value",  # of that column
     drop: Sequence[str] = (),  # columns that are not shown
+    wrap: bool = False,  # long texts go on in the next line
 ):  # a pandas Styler, or a sentence where there are no rows
     "A table as the book sets it"
     if not len(t): return Markdown(NOTHING)
@@ -85,7 +86,8 @@ def table(
         t = t.drop(columns=["value", "low", "high"])
         t.insert(min(at, t.shape[1]), name, texts)
     t = t.drop(columns=[c for c in drop if c in t]).rename(columns=_head)
-    style = t.style.format(_cell).set_properties(**{"white-space": "nowrap", "padding": "2px 8px 2px 0"})
+    look = {"white-space": "normal", "text-align": "left"} if wrap else {"white-space": "nowrap"}
+    style = t.style.format(_cell).set_properties(**look, padding="2px 8px 2px 0")
     return style.hide(axis="index") if isinstance(t.index, pd.RangeIndex) else style
 
 # %% ../nbs/030_charts.ipynb #94bbe0fc
