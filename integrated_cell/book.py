@@ -24,8 +24,8 @@ from .page import library_page, module, names, page, target
 from .prose import fill, numbers, slug, tell
 from .results import BadInput, whole
 from .shrink import shrink, shrink_outputs
-from .standing import markdown_table, printed_numbers, standing, verdicts
-from .workflow import chapter_table, commit, read_config
+from .standing import markdown_table, printed_numbers, read_claims, standing, verdicts
+from .workflow import chapter_table, commit, edited, read_config
 
 # %% ../nbs/940_book.ipynb #ae0bc151
 def known(
@@ -115,7 +115,7 @@ def generated(
 ) -> dict:  # {name: Markdown}: what pages of prose name besides numbers
     "The tables of the book"
     from integrated_cell import __version__
-    claims, scale = (pd.read_csv(root/"book"/f"{f}.csv", dtype={"printed": str}) for f in ("claims", "scale"))
+    claims, scale = (read_claims(root/"book"/f"{f}.csv") for f in ("claims", "scale"))
     columns, parts = _columns(table, runs), contents(table, runs)
     link = {c: f"{on[0]}/{c}.ipynb" for p in parts for c, on in p["chapters"].items()}
     titles = {p["name"]: p["title"] for p in parts}
@@ -232,6 +232,9 @@ def run_book(
     if not run["chapters"]:
         again = f"make book CONFIG={config['name']}"
         raise BadInput(f"{folder}: no chapter has run to its end; run `{again}`")
+    for c in edited(run["took"], config["root"]):
+        print(f"{c}: its notebook has changed since it ran, and its page is of the older one; "
+              f"integrated-cell chapter {c} --config {config_path} runs it again", file=sys.stderr)
     return build(config["root"], [run], folder/"book")
 
 # %% ../nbs/940_book.ipynb #015755da

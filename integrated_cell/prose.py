@@ -91,8 +91,9 @@ def listing(
     if not (Path(folder)/chapter/"metrics.json").exists():
         raise BadInput(f"{folder}: the chapter '{chapter}' has not run; run it first")
     of = numbers(folder, [chapter])
-    return "\n".join(f"{k} = {'two numbers have this name' if v is ... else shown(v)}" for k, v in sorted(of.items()))
-
+    ends = {f"{k}_{end}" for k, v in of.items() if isinstance(v, Mapping) for end in _ENDS}  # they stand beside k
+    return "\n".join(f"{k} = {'two numbers have this name' if v is ... else shown(v)}"
+                     for k, v in sorted(of.items()) if k not in ends)
 
 # %% ../nbs/040_prose.ipynb #5c8373e7
 def fill(

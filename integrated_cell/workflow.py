@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['USUAL', 'read_yaml', 'chapter_table', 'read_config', 'parameters', 'mark', 'unmark', 'again', 'commit', 'given',
-           'gpu', 'record', 'files_of', 'sign', 'finish', 'fault', 'help_train', 'run_chapter']
+           'edition', 'edited', 'gpu', 'record', 'files_of', 'sign', 'finish', 'fault', 'help_train', 'run_chapter']
 
 # %% ../nbs/920_workflow.ipynb #e2674516
 import hashlib
@@ -208,6 +208,25 @@ def given(
     except BadInput: pass  # a run without a file
     return {"results": now["results"]} | {k: v for k, v in now.items() if k in said or v != defaults[k]}
 
+# %% ../nbs/920_workflow.ipynb #9265ab63
+def edition(
+    root: str | Path,  # of the project
+    chapter: str,
+    since: float = float("inf"),  # time.time()
+) -> str | None:  # None: there is no such notebook, or it was changed since then
+    "The sum of a chapter's notebook, by which an edit is seen"
+    path = Path(root)/"nbs/experiments"/f"{chapter}.ipynb"
+    if not path.exists() or path.stat().st_mtime > since: return None
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+
+
+def edited(
+    took: dict[str, dict],  # run.json by chapter
+    root: str | Path,  # of the project
+) -> list[str]:  # chapters
+    "Those whose notebook is no longer the one that ran"
+    return [c for c, ran in took.items() if "notebook" in ran and ran["notebook"] != edition(root, c)]
+
 # %% ../nbs/920_workflow.ipynb #b2417d7b
 _DEVICES = "nvidia*", "nvhost-gpu", "kfd", "dxg"  # what a system with a GPU has in /dev
 
@@ -231,6 +250,7 @@ def record(
     packages = ("integrated_cell", "torch", "lightning", "numpy", "zarr", "scikit-learn")
     return write_json(path, {
         "commit": commit(root),
+        "notebook": edition(root, path.parent.name, started),
         "parameters": values,
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
         "seconds": round(time.time() - started, 1),

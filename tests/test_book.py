@@ -180,16 +180,17 @@ def test_every_page_of_the_book_and_each_chapter_stands_somewhere():
 
 def test_every_claim_names_what_a_kept_chapter_wrote():
     "A name that no kept run has carries a question mark; of names with a bar between them one is enough"
-    import pandas as pd
     from integrated_cell.contents import made_run
-    from integrated_cell.standing import word
-    claims = pd.read_csv(PROJECT/"book/claims.csv").fillna("")
+    from integrated_cell.standing import read_claims, word
+    claims = read_claims(PROJECT/"book/claims.csv").fillna("")
     runs = [made_run(p, p.parent, partly=True) for p in (PROJECT/"book/published").glob("*/*.yaml")]
     known = {k for r in runs for k, v in r["values"].items() if v is not None and v is not ...}
     for c in claims.itertuples():
         asked = re.findall(r"\{\{ ([\w|]+) \}\}", c.found)
-        assert all({*names.split("|")} & known for names in asked), (c.claim, asked)
-        if "?" not in c.found and c.rule: assert any(word(c, r["values"]) != "not in this run" for r in runs), c.claim
+        new = "no kept run has this number yet: write {{ name? }} in the column found"
+        for names in asked: assert {*names.split("|")} & known, f"'{c.claim}', {names}: {new}"
+        judged = "?" in c.found or not c.rule or any(word(c, r["values"]) != "not in this run" for r in runs)
+        assert judged, f"'{c.claim}', {c.rule}: {new}"
 
 
 def test_the_words_are_explained():

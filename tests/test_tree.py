@@ -77,9 +77,9 @@ def form(source):
     lines = [line for line in source.splitlines() if line.strip() and not line.startswith("#|")]
     nodes = list(ast.walk(tree := ast.parse("\n".join(lines))))
     only_imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree.body)
-    if len(lines) > 10 and not only_imports: yield f"{len(lines)} lines"
+    if len(lines) > 10 and not only_imports: yield f"{len(lines)} lines, at most 10"
     for line in lines:
-        if len(line) > 110: yield f"a line of {len(line)}"
+        if len(line) > 110: yield f"a line of {len(line)} characters, at most 110: {line.strip()[:50]}"
     for n in nodes:
         if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)): yield f"defines {n.name}"
         if isinstance(n, (ast.Assign, ast.NamedExpr)) and isinstance(n.value, ast.Lambda): yield "a lambda with a name"
@@ -138,7 +138,7 @@ def untold(notebook):
 @pytest.mark.parametrize("notebook", CHAPTERS, ids=lambda p: p.stem)
 def test_a_chapter_can_be_read(notebook):
     table = chapter_table(PROJECT)["chapters"]
-    wrong = [f"cell {k}: {w}" for k, source in enumerate(cells(notebook, "code")) for w in form(source)]
+    wrong = [f"the cell that begins '{source[:50]}': {w}" for source in cells(notebook, "code") for w in form(source)]
     wrong += [*unknown(notebook, table), *untold(notebook)]
     if notebook.stem in OLD_FORM: assert wrong, f"{notebook.stem} is in the new form: take it off OLD_FORM"
     else: assert not wrong, "\n".join(wrong)

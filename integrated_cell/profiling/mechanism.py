@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'KEYS', 'COLUMNS', 'of_known_mechanism', 'control_level', 'scaled_ways', 'scaled_methods', 'profiles_of',
-           'without_partner', 'partners', 'predictions', 'accuracies', 'ahead_of', 'gains', 'paper_accuracies',
-           'in_order', 'shuffled_mechanisms', 'guessed', 'neighbour_curve', 'neighbours_in_pictures']
+           'without_partner', 'partners', 'predictions', 'accuracies', 'ahead_of', 'gains', 'named_right',
+           'paper_accuracies', 'in_order', 'shuffled_mechanisms', 'guessed', 'neighbour_curve',
+           'neighbours_in_pictures']
 
 # %% ../../nbs/850_profiling.mechanism.ipynb #83c8ac26
 import warnings
@@ -149,6 +150,18 @@ def gains(
     keys = sorted((k for k in found if k[1] != base), key=lambda k: [m for _, m, _ in found].index(k[1]))
     rows = [(f"{m}, {way}", m, form, way, *ahead_of(found, m, base, way, form, **kwargs)) for form, m, way in keys]
     return pd.DataFrame(rows, columns=["label", "method", "form", "way", "value", "low", "high"])
+
+# %% ../../nbs/850_profiling.mechanism.ipynb #01be93a3
+def named_right(
+    of_cells: Mapping[str, np.ndarray],  # method: (n, d) features of cells
+    table: pd.DataFrame,  # n rows
+    scale_by: str = "plate",  # as in `scaled_ways`
+    **kwargs,  # n_boot, seed
+) -> dict[str, Estimate]:  # method: share of treatments
+    "Share of treatments that each method names right, scaled, by other compounds' nearest (NSC)"
+    of = {(m, "scaled"): profiles(scaled_ways(x, table, scale_by, 1.)[0]["scaled"], table, KEYS).drop("DMSO")
+          for m, x in of_cells.items()}
+    return {m: nsc_interval(found, **kwargs) for (form, m, _), found in predictions(of).items() if form == "NSC"}
 
 # %% ../../nbs/850_profiling.mechanism.ipynb #5a573cfb
 def paper_accuracies() -> pd.DataFrame:  # by method: NSC (per cent), cited (is it another study's?)
