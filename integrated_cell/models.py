@@ -84,10 +84,13 @@ def _home(name, home) -> Path:  # of a model, by name or by path
     raise BadInput(f"there is no model '{name}'; there are {', '.join(names(home)) or 'none'}, or give a folder")
 
 # %% ../nbs/950_models.ipynb #ccd5f480
+def _of(model) -> list | None:  # the classes, or proteins, that a network knows; None: it knows none
+    return model.settings.get("classes", model.settings.get("proteins"))
+
+
 def _check(model, part, about, folder) -> None:  # do its settings say what about.json says?
     settings = model.settings
-    classes = settings.get("classes", settings.get("proteins"))
-    for what, said, of in ("shape", about.shape, settings.get("shape")), ("classes", about.classes, classes):
+    for what, said, of in ("shape", about.shape, settings.get("shape")), ("classes", about.classes, _of(model)):
         if of is None or list(of) == list(said): continue
         said, of = (len(v) if what == "classes" and len(of) != len(said) else v for v in (said, of))
         raise BadInput(f"{folder}: {what} of {part} is {of}, about.json says {said}; restore the folder")
@@ -179,8 +182,9 @@ def _claimed(run, chapter, key):  # a number of a finished chapter
     return found[key]
 
 
-def _described(name, said, run, parts) -> dict:  # what about.json is made of
+def _described(name, said, run, models) -> dict:  # what about.json is made of
     cells = Cells.open(run/said["cells"]/"cells")
+    classes = next((of for m in models.values() if (of := _of(m))), cells.classes)  # a network may know some of them
     origin = cells.provenance["source"]
     source = read_source(origin) if origin != "simulated" else None
     if not (licence := source.licence if source else said.get("licence")):
@@ -192,7 +196,8 @@ def _described(name, said, run, parts) -> dict:  # what about.json is made of
         format=2, name=name, title=said["title"], use=said["use"], licence=licence, numbers=numbers, run=run.name,
         learnt_from=source.title if source else "simulated cells", n_train=int((cells.table.split == "train").sum()),
         shape=list(cells.shape), voxel_um=cells.voxel_um and list(cells.voxel_um), channels=list(cells.channels),
-        classes=list(cells.classes), commit=", ".join(sorted({r["commit"] for r in ran.values()})), parts=parts,
+        classes=list(classes), commit=", ".join(sorted({r["commit"] for r in ran.values()})),
+        parts={part: type(m).__name__ for part, m in models.items()},
         parameters={c: r["parameters"] for c, r in ran.items()})
 
 # %% ../nbs/950_models.ipynb #8068eb15
@@ -207,16 +212,16 @@ def keep_model(
     said = table[name]
     if lacks := sorted({"run", "cells", "parts", "numbers", "title", "use"} - set(said)):
         raise BadInput(f"models/models.yaml: {name} lacks {lacks[0]}; add it")
-    run, parts = root/"results"/said["run"], {}
+    run, models = root/"results"/said["run"], {}
     for part, folder in said["parts"].items():
         if not (run/folder/"model.json").is_file():
             raise BadInput(f"{run/folder} holds no trained model (model.json is missing); train it first")
-        parts[part] = json.loads((run/folder/"model.json").read_text())["model"]
-    about = About(**_described(name, said, run, parts))
+        kind = json.loads((run/folder/"model.json").read_text())["model"]
+        models[part] = load(run/folder, getattr(import_module(f"integrated_cell.{ROOMS[kind]}"), kind))
+    about = About(**_described(name, said, run, models))
     with whole(root/"models"/name) as new:
         for part, folder in said["parts"].items():
-            Model = getattr(import_module(f"integrated_cell.{ROOMS[parts[part]]}"), parts[part])
-            save(load(run/folder, Model), new/part, light=True)
+            save(models[part], new/part, light=True)
             if (run/folder/"history.csv").is_file(): shutil.copy(run/folder/"history.csv", new/part)
         write_json(new/"about.json", about.model_dump())
     return root/"models"/name
