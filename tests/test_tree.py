@@ -13,10 +13,6 @@ from integrated_cell.parameters import declared
 from integrated_cell.prose import slug
 from integrated_cell.workflow import chapter_table
 
-MIB = dict(models=15, rest=20)  # of all tracked files: trained models, everything else
-# Chapters that are not yet in the form of the others, and library notebooks with wider lines: lists that only shrink.
-OLD_FORM = []
-OLD_WIDE = []
 
 
 def tracked():
@@ -27,8 +23,9 @@ def tracked():
 
 def test_the_tree_is_small():
     sizes = {name: (PROJECT/name).stat().st_size for name in tracked() if (PROJECT/name).exists()}
-    for part, most in MIB.items():
-        of = {name: size for name, size in sizes.items() if name.startswith("models/") == (part == "models")}
+    models = {name: size for name, size in sizes.items() if name.startswith("models/")}
+    rest = {name: size for name, size in sizes.items() if name not in models}
+    for part, of, most in (("models", models, 15), ("what is no model", rest, 20), ("the tracked tree", sizes, 32)):
         largest, total = sorted(of, key=of.get)[-8:], sum(of.values())/2**20
         assert total <= most, f"{part} {total:.1f} MiB; the largest: {', '.join(f'{n} {of[n]/2**20:.1f}' for n in largest)}"
 
@@ -140,8 +137,7 @@ def test_a_chapter_can_be_read(notebook):
     table = chapter_table(PROJECT)["chapters"]
     wrong = [f"the cell that begins '{source[:50]}': {w}" for source in cells(notebook, "code") for w in form(source)]
     wrong += [*unknown(notebook, table), *untold(notebook)]
-    if notebook.stem in OLD_FORM: assert wrong, f"{notebook.stem} is in the new form: take it off OLD_FORM"
-    else: assert not wrong, "\n".join(wrong)
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("notebook", CHAPTERS, ids=lambda p: p.stem)
@@ -159,8 +155,7 @@ def test_papermill_reads_every_parameter():
 @pytest.mark.parametrize("notebook", LIBRARY, ids=lambda p: p.stem)
 def test_lines_of_the_library_are_no_wider_than_120(notebook):
     wide = [line for source in cells(notebook, "code") for line in source.splitlines() if len(line) > 120]
-    if notebook.stem.partition("_")[2] in OLD_WIDE: assert wide, f"{notebook.stem} has no wide line any more: take it off OLD_WIDE"
-    else: assert not wide, "\n".join(wide)
+    assert not wide, "\n".join(wide)
 
 
 def test_a_notebook_has_a_number_of_its_own():
