@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -173,8 +174,16 @@ def write_sources(
     for n in _notebooks(root): _write(out/"library"/f"{module(n)}.ipynb", library_page(n))
     for r in runs: _write_run(r, table, out/r["name"])
     (out/"_toc.yml").write_text(yaml.safe_dump(_toc(root, table, runs), sort_keys=False))
+    _write_scripts(out/"assets/vendor")
+
+
+def _write_scripts(to):  # from the packages that ship them, so that no page needs the network
     from plotly.offline import get_plotlyjs
-    (out/"assets/vendor/plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
+    mathjax = find_spec("sphinx-mathjax-offline")
+    if mathjax is None: raise BadInput("the package sphinx-mathjax-offline is not installed; run make env")
+    to.mkdir()
+    (to/"plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
+    shutil.copy(Path(mathjax.origin).with_name("static")/"mathjax/tex-svg.js", to)
 
 
 def _toc(root, table, runs) -> dict:
