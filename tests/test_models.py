@@ -20,6 +20,8 @@ from integrated_cell.models import keep_model, kept_table, lay, names, open_mode
 from integrated_cell.profiling.cytogan import CytoGan
 from integrated_cell.results import BadInput, write_json
 from integrated_cell.simulation.stem import simulate_cells
+from integrated_cell.synthesis.families import Trained
+from integrated_cell.synthesis.variety import greens_of_reds, within
 from integrated_cell.training.train import save
 from integrated_cell.workflow import read_config
 
@@ -152,3 +154,12 @@ def test_hela3d_gives_the_numbers_that_it_says():
     drawn = integrate(kept["conditional"], x_r)[torch.arange(len(rows)), cells.table.y.to_numpy()[rows]]
     for key, answer in ((seen, x_hat[:, 1]), (unseen, drawn)):
         assert abs(correlation(x[:, 1].numpy(), answer.numpy()) - kept.about.numbers[key]) < 2e-3
+
+
+@pytest.mark.skipif("yeast" not in names(), reason="no such model here")
+def test_yeast_draws_greens_as_varied_as_its_page_says():
+    page = json.loads((PROJECT/"book/published/truth/gan_samples/metrics.json").read_text())
+    gan, said = Trained([open_model("yeast")["star wgan-gp"]]), {g["method"]: g["value"] for g in page["greens"]}
+    for p in page["proteins"]:
+        found = within(greens_of_reds(gan.pair(p), page["n_reds"], page["n_greens"])/255).mean()
+        assert found == pytest.approx(said[f"{p}, star wgan-gp"], rel=.005)
