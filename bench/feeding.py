@@ -31,7 +31,8 @@ from lightning.fabric import Fabric
 from record import record
 
 from integrated_cell.integration import reference
-from integrated_cell.data.cells import Cells
+from integrated_cell.data.cells import Cells, seal
+from integrated_cell.results import write_json
 from integrated_cell.simulation.stem import simulate_cells
 
 SHAPES = {"quick": ("16,24,32", 30), "laptop": ("32,48,64", 4)}  # voxels, cells a batch
@@ -164,6 +165,7 @@ def repeated(store, small, table, n):
         os.link(file, other/file.name)
     table = table.iloc[np.arange(n) % len(table)].assign(cell_id=[f"cell {i:07d}" for i in range(n)]).reset_index(drop=True)
     table.to_parquet(store/"cells.parquet")
+    write_json(store/"store.json", seal(json.loads((store/"store.json").read_text()), store))
 
 
 def memory(a):

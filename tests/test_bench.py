@@ -10,10 +10,18 @@ import pytest
 from conftest import ENV, PROJECT
 
 from integrated_cell.aims import benchmarks, judged, read_aims
+from integrated_cell.data.cells import Cells
+from integrated_cell.simulation.stem import simulate_cells
 
-spec = importlib.util.spec_from_file_location("measure", PROJECT/"bench/measure.py")
-measure = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(measure)
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, PROJECT/f"bench/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+measure = script("measure")
 FAKE = """
 import json, os, pathlib, sys, time
 name = sys.argv[1]
@@ -108,3 +116,19 @@ def test_a_gpu_that_is_not_there_is_one_sentence():
     env = ENV | {"CUDA_VISIBLE_DEVICES": "-1"}
     done = subprocess.run([sys.executable, PROJECT/"bench/measure.py", "--device", "gpu", "--minutes", "0"], env=env, capture_output=True, text=True)
     assert done.returncode and done.stderr.startswith("DEVICE=gpu: PyTorch sees no GPU here") and done.stderr.count("\n") == 1
+
+
+def test_the_store_whose_memory_is_measured_opens(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT/"bench")
+    some = simulate_cells(64, (4, 6, 8))
+    Cells.create(tmp_path/"warm", some, some.table, some.voxel_um, some.channels, {})
+    script("feeding").repeated(tmp_path/"cells", tmp_path/"warm", some.table, 130)
+    cells = Cells.open(tmp_path/"cells")
+    assert len(cells) == 130 and (cells[129] == cells[1]).all()
+
+
+def test_the_images_whose_preparation_is_timed_are_prepared(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT/"bench")
+    prepare = script("prepare")
+    files = prepare.write_images(tmp_path, 3, (16, 24, 32), (.5, .4, .4))
+    for n in (2, 3): assert (prepare.spent(files, n, 1, (16, 24, 32), 1., tmp_path) > 0).all()
