@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import yaml
 from conftest import PROJECT, make_study, one_sentence, run, set_config
 
-from integrated_cell.data.cells import CHANNELS_R
+from integrated_cell.data.cells import CHANNELS_R, split_by_hash
 from integrated_cell.data.manifest import fetch
 from integrated_cell.data.prepare import hela_cells
 from integrated_cell.integration.integrate import integrate
@@ -19,7 +20,7 @@ from integrated_cell.integration.prior import Flow
 from integrated_cell.models import keep_model, kept_table, lay, names, open_model, part_of, take
 from integrated_cell.profiling.cytogan import CytoGan
 from integrated_cell.results import BadInput, write_json
-from integrated_cell.simulation.stem import simulate_cells
+from integrated_cell.simulation.stem import draw_table, image_cell, simulate_cells
 from integrated_cell.synthesis.families import Trained
 from integrated_cell.synthesis.variety import greens_of_reds, within
 from integrated_cell.training.train import save
@@ -138,6 +139,10 @@ def correlation(a, b):  # mean over cells
     return np.mean([np.corrcoef(p.ravel(), q.ravel())[0, 1] for p, q in zip(a, b)])
 
 
+def rebuilt(kept, x):  # what both phases make of cells
+    return kept["reference"](x[:, CHANNELS_R])[0], kept["conditional"](x)[0]
+
+
 @pytest.mark.skipif("hela3d" not in names() or not os.environ.get("INTEGRATED_CELL_MIRROR"), reason="no real images here")
 def test_hela3d_gives_the_numbers_that_it_says():
     kept, cells = open_model("hela3d"), hela_cells(fetch("hela3d"), test_fraction=.2, validation_fraction=.1)
@@ -154,6 +159,22 @@ def test_hela3d_gives_the_numbers_that_it_says():
     drawn = integrate(kept["conditional"], x_r)[torch.arange(len(rows)), cells.table.y.to_numpy()[rows]]
     for key, answer in ((seen, x_hat[:, 1]), (unseen, drawn)):
         assert abs(correlation(x[:, 1].numpy(), answer.numpy()) - kept.about.numbers[key]) < 2e-3
+
+
+@pytest.mark.skipif("stem3d" not in names(), reason="no such model here")
+def test_stem3d_gives_the_numbers_that_it_says():
+    kept = open_model("stem3d")
+    said = json.loads((PROJECT/"book/published/truth/data/run.json").read_text())["parameters"]
+    table, shape = draw_table(said["n_cells"]), tuple(kept.about.shape)
+    held = table[split_by_hash(table.structure, table.cell_id, said["test_fraction"]) == "test"]
+    with ThreadPoolExecutor(2) as pool:  # of the cells of the page the test cells alone
+        images = [*pool.map(lambda row: image_cell(row.structure, row.stage, row.seed, shape), held.itertuples())]
+    x = torch.as_tensor(np.stack(images)).float()/255
+    with torch.no_grad(): x_r_hat, x_hat = (torch.cat(y) for y in zip(*(rebuilt(kept, b) for b in x.split(60))))
+    found = dict(reference_correlation_membrane=(x[:, 0], x_r_hat[:, 0]), reference_correlation_dna=(x[:, 2], x_r_hat[:, 1]),
+                 conditional_correlation_structure=(x[:, 1], x_hat[:, 1]))
+    for key, (seen, answer) in found.items():
+        assert abs(correlation(seen.numpy(), answer.numpy()) - kept.about.numbers[key]) < 2e-3, key
 
 
 @pytest.mark.skipif("yeast" not in names(), reason="no such model here")
