@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import yaml
 
-from .contents import about, contents, made_run, toc, told
+from .contents import about, contents, made_run, sisters, toc, told
 from .page import library_page, module, names, page, target
 from .prose import fill, numbers, slug, tell
 from .results import BadInput, whole
@@ -172,7 +172,9 @@ def write_sources(
     for picture in _saved(table, runs)[1:]: shutil.copy(picture, out/f"front{picture.suffix}")
     _write_page(root/"nbs/index.ipynb", values, ran, out/"notation.ipynb")
     for n in _notebooks(root): _write(out/"library"/f"{module(n)}.ipynb", library_page(n))
-    for r in runs: _write_run(r, table, out/r["name"])
+    below = {(r, c): words for p in contents(table, runs) for c, on in p["chapters"].items()
+             for r, words in sisters(p["name"], on, table).items()}
+    for r in runs: _write_run(root, r, table, out/r["name"], below)
     (out/"_toc.yml").write_text(yaml.safe_dump(_toc(root, table, runs), sort_keys=False))
     _write_scripts(out/"assets/vendor")
 
@@ -198,14 +200,16 @@ def _write(path, nb):
     path.write_text(json.dumps(nb), encoding="utf-8")
 
 
-def _write_page(notebook, values, ran, to):
+def _write_page(notebook, values, ran, to, *how):
     to.parent.mkdir(parents=True, exist_ok=True)
-    _write(to, page(notebook, partial(tell, values=values, where=str(notebook), ran=ran), to))
+    _write(to, page(notebook, partial(tell, values=values, where=str(notebook), ran=ran), to, *how))
 
 
-def _write_run(run, table, to):  # its chapters as pages, and the page about it
+def _write_run(root, run, table, to, below=None):  # its chapters as pages, and the page about it
     ran = {c: c in run["chapters"] for c in table["chapters"]}
-    for c in run["chapters"]: _write_page(run["folder"]/c/"notebook.ipynb", run["values"], ran, to/f"{c}.ipynb")
+    for c in run["chapters"]:
+        how = root/"nbs/experiments"/f"{c}.ipynb", (below or {}).get((run["name"], c), "")
+        _write_page(run["folder"]/c/"notebook.ipynb", run["values"], ran, to/f"{c}.ipynb", *how)
     (to/"about.md").write_text(about(run), encoding="utf-8")
 
 # %% ../nbs/940_book.ipynb #bc58aee9
@@ -296,7 +300,7 @@ def publish(
     run = made_run(Path(config_path), root/"results"/name, partly=True)
     if not run["chapters"]:
         raise BadInput(f"results/{name}: no chapter has run to its end; run `make book CONFIG={name}`")
-    with TemporaryDirectory() as tried: _write_run(run, chapter_table(root), Path(tried)/name)  # can they be pages?
+    with TemporaryDirectory() as tried: _write_run(root, run, chapter_table(root), Path(tried)/name)  # can they be pages?
     for c in run["chapters"]:
         if (run["folder"]/c/"laid").exists(): continue  # it came from what is kept
         with whole(root/"book/published"/name/c) as new: keep(run["folder"]/c, new)

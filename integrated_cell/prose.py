@@ -115,18 +115,22 @@ def fill(
     return re.sub(PLACE, value, text)
 
 # %% ../nbs/040_prose.ipynb #b976480c
+_ENDED = r"(?<=[.!?])(?=\s+[A-Z*])|(?=\n- )"  # a sentence, or an item of a list
+
+
 def tell(
     text: str,  # Markdown of a chapter
     values: Mapping,  # of `numbers`
     where: str,  # page, for the message
     ran: Mapping[str, bool] | None = None,
 ) -> str:  # filled
-    "Put values into a chapter's text; what has numbers and none of them in this run is left out, a paragraph at a time"
+    "Put values into a chapter's text; a paragraph, sentence or item that has numbers and none of this run is left out"
+    def lost(part): return {fill(m[0], values, where, ran) for m in re.finditer(PLACE, part)} == {ABSENT}
     kept = []
     for paragraph in re.split(r"\n\s*\n", text):
         heading, line, rest = paragraph.partition("\n") if paragraph.startswith("#") else ("", "", paragraph)
-        found = [fill(m[0], values, where, ran) for m in re.finditer(PLACE, rest)]
-        if found and {*found} == {ABSENT}: rest = line = ""
+        if lost(rest): rest = line = ""
+        rest = "".join(part for part in re.split(_ENDED, rest) if not lost(part)).strip()
         if said := heading + line + fill(rest, values, where, ran): kept.append(said)
     return "\n\n".join(kept)
 

@@ -163,9 +163,13 @@ def standing(
     rows, titles = [], [r["title"] for r in runs]
     for c in claims.fillna("").itertuples():
         claim = f"[{c.claim}]({link[c.chapter]})" if c.chapter in link else c.claim
-        cells = zip(["the paper", *titles], [say(c.printed), *(_cell(c, r) for r in runs)])
+        found = [_cell(c, r) for r in runs]
+        if {*found} == {badge(ABSENT)}: continue  # no run of this book asked
+        cells = zip(["the paper", *titles], [say(c.printed), *found])
         rows.append([claim, *(f"<span class=of>{of}</span> {cell}" for of, cell in cells)])
-    return ":::{container} claims\n" + markdown_table(["claim", "the paper", *titles], rows) + "\n:::"
+    wait = f"\n\nClaims that no run of this book has asked yet: {len(claims) - len(rows)}." if len(rows) < len(claims) else ""
+    table = markdown_table(["claim", "the paper", *titles], rows)
+    return (f":::{{container}} claims\n{table}\n:::" if rows else "") + wait
 
 
 def markdown_table(
@@ -177,10 +181,10 @@ def markdown_table(
     return "\n".join(f"| {' | '.join(r)} |" for r in lines)
 
 # %% ../nbs/090_standing.ipynb #b8802ae4
-def _count(claims, values) -> str:  # how many hold of those that are judged (+ those that are not)
+def _count(claims, values) -> str:  # how many surely hold of those that are judged (+ those that are not)
     said = [w for w in (word(c, values) for c in claims.itertuples()) if w not in (ABSENT, UNASKED)]
     judged = [w for w in said if not doubt(w)]
-    n, more = sum(w.startswith(("holds", "reached", "ahead")) for w in judged), len(said) - len(judged)
+    n, more = sum(w in ("holds", "reached", "ahead") for w in judged), len(said) - len(judged)
     return f"{n} of {len(judged)}" + (f" (+ {more})" if more else "") if said else ABSENT
 
 

@@ -214,10 +214,12 @@ def edition(
     chapter: str,
     since: float = float("inf"),  # time.time()
 ) -> str | None:  # None: there is no such notebook, or it was changed since then
-    "The sum of a chapter's notebook, by which an edit is seen"
+    "The sum of a chapter's code, by which an edit is seen; a page has the prose of today where the code is the same"
     path = Path(root)/"nbs/experiments"/f"{chapter}.ipynb"
     if not path.exists() or path.stat().st_mtime > since: return None
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(c["source"]).strip() for c in cells if c["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:8]
 
 
 def edited(
