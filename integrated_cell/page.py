@@ -81,8 +81,9 @@ def named_cells(
         heads = [r for r in rows if any("col_heading" in c.get("class", []) for c in r)] or rows
         if len(heads) != 1: continue
         table["class"] = [*table.get("class", []), "named"]
+        said = [head.get_text(" ", strip=True) for head in heads[0]]
         for row in table.select("tbody tr"):
-            for cell, head in zip(row.find_all(["th", "td"]), heads[0]): cell["data-of"] = head.get_text(" ", strip=True)
+            for cell, of in zip(row.find_all(["th", "td"]), said): cell["data-of"] = of
     return str(soup)
 
 
@@ -130,8 +131,10 @@ def retold(
     "What ran, with the prose of today where the code is still that which ran"
     files = notebook, today
     ran, now = (json.loads(p.read_text(encoding="utf-8"))["cells"] if p and p.is_file() else [] for p in files)
-    own, code = _parts(ran), [c for c in now if c["cell_type"] == "code"]
-    if not now or ["".join(p[0]["source"]).strip() for p in own] != ["".join(c["source"]).strip() for c in code]: return ran
+    own = _parts(ran)
+    code, of_today = (["".join(c["source"]).strip() for c in cells if c["cell_type"] == "code"]
+                      for cells in ((p[0] for p in own), now))
+    if not now or code != of_today: return ran
     took = iter(own)
     return [c for n in now for c in (next(took) if n["cell_type"] == "code" else [n])]
 
