@@ -300,7 +300,8 @@ def publish(
     run = made_run(Path(config_path), root/"results"/name, partly=True)
     if not run["chapters"]:
         raise BadInput(f"results/{name}: no chapter has run to its end; run `make book CONFIG={name}`")
-    with TemporaryDirectory() as tried: _write_run(root, run, chapter_table(root), Path(tried)/name)  # can they be pages?
+    with TemporaryDirectory() as tried:  # can they be pages?
+        _write_run(root, run, chapter_table(root), Path(tried)/name)
     for c in run["chapters"]:
         if (run["folder"]/c/"laid").exists(): continue  # it came from what is kept
         with whole(root/"book/published"/name/c) as new: keep(run["folder"]/c, new)

@@ -53,7 +53,7 @@ def about(
             for c, r in run["took"].items()]
     used = sorted({f"{p} {v}" for r in run["took"].values() for p, v in r["versions"].items()})
     single = {c: json.loads((run["folder"]/c/"metrics.json").read_text(encoding="utf-8")) for c in run["chapters"]}
-    rows = [[c, f"`{k}`", shown(v)] for c, of in single.items() for k, v in of.items() if _single(v) and shown(v) != ABSENT]
+    rows = [[c, f"`{k}`", shown(v)] for c, of in single.items() for k, v in of.items() if _single(v)]
     return _ABOUT.format(
         name=run["name"], file=run["file"], config=run["config"].strip(),
         minutes=f"{run['values']['run_hours']*60:.1f}",
@@ -61,7 +61,8 @@ def about(
         missing=", ".join(run["missing"]) or "none", rows=markdown_table(["chapter", "name", "value"], rows))
 
 
-def _single(v) -> bool:  # a number, a text or an estimate
+def _single(v) -> bool:  # a number, a text or an estimate of this run
+    if v == ABSENT: return False
     return {*v} == {"value", "low", "high"} if isinstance(v, Mapping) else v is not None and not isinstance(v, list)
 
 # %% ../nbs/910_contents.ipynb #4f178411
@@ -134,7 +135,8 @@ def toc(
 ) -> dict:  # _toc.yml
     "The table of contents as Jupyter Book reads it"
     def entry(part, chapter, on):
-        also = [dict(file=f"{r}/{chapter}", title=f"the same {words}") for r, words in sisters(part, on, table).items()]
+        below = sisters(part, on, table).items()
+        also = [dict(file=f"{r}/{chapter}", title=f"the same {words}") for r, words in below]
         return {"file": f"{on[0]}/{chapter}"} | ({"sections": also} if also else {})
     said = []
     for p in parts:

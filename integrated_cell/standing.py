@@ -167,7 +167,8 @@ def standing(
         if {*found} == {badge(ABSENT)}: continue  # no run of this book asked
         cells = zip(["the paper", *titles], [say(c.printed), *found])
         rows.append([claim, *(f"<span class=of>{of}</span> {cell}" for of, cell in cells)])
-    wait = f"\n\nClaims that no run of this book has asked yet: {len(claims) - len(rows)}." if len(rows) < len(claims) else ""
+    n = len(claims) - len(rows)
+    wait = f"\n\nClaims that no run of this book has asked yet: {n}." if n else ""
     table = markdown_table(["claim", "the paper", *titles], rows)
     return (f":::{{container}} claims\n{table}\n:::" if rows else "") + wait
 
