@@ -14,6 +14,7 @@
 import argparse
 import gc
 import json
+import math
 import os
 import shutil
 import statistics
@@ -147,7 +148,7 @@ def memory_of(a):
         for b, _ in zip(batches.epoch(e), range(a.feed - n)): n += 1
         e += 1
     top = peak()
-    mib = dict(images=cells.images.nbytes, libraries=before, table=opened - before, feeding=top - opened, peak=top,
+    mib = dict(images=math.prod(cells.images.shape), libraries=before, table=opened - before, feeding=top - opened, peak=top,
                gpu=torch.cuda.max_memory_allocated() if fabric.device.type == "cuda" else 0)
     print(json.dumps(dict(cells=len(cells), **{f"{k}_mib": round(v/MIB, 1) for k, v in mib.items()}, batches=n)))
 

@@ -132,8 +132,8 @@ def main():
             if part in make: make[part](Path(folder))
             said = measured(part, a, Path(folder))
         rows.append(said | dict(minutes=round(said["seconds"]/60, 2), a_second=round(said["n"]/said["seconds"], 1), workers=a.workers))
-    record("A plate, a store and a screen of full size: how long, and how much memory?", rows,
-           aim="240 sites in 6 minutes and 1 GiB; 100,000 profiles in 1 GiB; 216,062 cells opened in a second")
+        record("A plate, a store and a screen of full size: how long, and how much memory?", rows,
+               aim="240 sites in 6 minutes and 1 GiB; 100,000 profiles in 1 GiB; 216,062 cells opened in a second")
 
 
 if __name__ == "__main__": main()

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from record import ROOT, record
 
-from integrated_cell.workflow import read_config
+from integrated_cell.workflow import read_config, sign
 
 MODULES = ("results", "data.manifest", "data.cells", "plot", "simulation.stem", "data.prepare", "profiling.features",
            "profiling.profiles", "workflow", "book", "app", "training.train")
@@ -35,10 +35,10 @@ def spent(command, repeats, cwd=None):
 def finished(folder, config):
     "A copy of the project in which every chapter of a run stands"
     shutil.copytree(ROOT.parent, folder, ignore=shutil.ignore_patterns(".*", "results", "published", "_build", "__pycache__", "*.egg-info"))
-    run = folder/"results"/config
-    for c in read_config(folder/"config"/f"{config}.yaml")["chapters"]:
+    run, said = folder/"results"/config, read_config(folder/"config"/f"{config}.yaml")
+    for c in said["chapters"]:
         (run/c).mkdir(parents=True)
-        for name in ("metrics.json", "notebook.ipynb"): (run/c/name).write_text("{}")
+        for name in ("metrics.json", "notebook.ipynb", sign(said, c)): (run/c/name).write_text("{}")
     (run/"book").mkdir()
     (run/"book/index.html").write_text("stands")
     touch = ["snakemake", "--quiet", "all", "--cores", "1", "--touch", "--config", f"run={config}"]

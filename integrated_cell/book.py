@@ -125,7 +125,7 @@ def generated(
         version=__version__, commit=commit(root), sources=_credits(root), runs=_runs(runs),
         headlines=standing(claims[claims.front.notna()], columns, say, link),
         scale=standing(scale, columns, say, {}), verdicts=verdicts(claims, titles, columns),
-        first_paper=_first_paper(table, runs), library=_library(_notebooks(root)), picture=_front(*_saved(table, runs)))
+        first_paper=_first_paper(table, runs), library=_library(_notebooks(root)), picture=_front(table["runs"], *_saved(table, runs)))
 
 
 def _notebooks(root) -> list: return [n for n in sorted((root/"nbs").glob("*.ipynb")) if names(n)]  # of the library
@@ -144,15 +144,16 @@ def _ahead(folder):  # does flow matching place structures better than the model
 
 # %% ../nbs/940_book.ipynb #c5002a9b
 _DRAWN = dict(
-    integration="Each column is a held-out cell, each row a structure that the model draws into it; "
-                "last, an observed one.",
+    integration="Each column is a held-out cell, each row a structure that the model draws into it where it is most "
+                "probable; last, an observed one.",
     flow_matching="Each row is a structure, drawn into held-out cells twice: where the model of 2017 most probably has "
                   "it, and as flow matching draws it once; last, an observed one.")
 
 
-def _front(chapter: str = "", picture: Path | None = None) -> str:  # the figure of the front page
+def _front(runs: dict, chapter: str = "", picture: Path | None = None) -> str:  # the figure of the front page
     if picture is None: return ""
-    said = _DRAWN[chapter]
+    run = picture.parent.parent.name
+    said = f"{_DRAWN[chapter]} Cells: {runs.get(run, run)}."
     return f"```{{figure}} front{picture.suffix}\n:alt: {said}\n\nAll structures in the same cells. {said}\n```"
 
 # %% ../nbs/940_book.ipynb #420df323

@@ -125,6 +125,9 @@ def test_the_store_whose_memory_is_measured_opens(tmp_path, monkeypatch):
     script("feeding").repeated(tmp_path/"cells", tmp_path/"warm", some.table, 130)
     cells = Cells.open(tmp_path/"cells")
     assert len(cells) == 130 and (cells[129] == cells[1]).all()
+    said = subprocess.run([sys.executable, PROJECT/"bench/feeding.py", "--memory-of", tmp_path/"cells", "--feed", "2"],
+                          env=ENV, capture_output=True, text=True, check=True).stdout
+    assert json.loads(said.splitlines()[-1])["cells"] == 130
 
 
 def test_the_images_whose_preparation_is_timed_are_prepared(tmp_path, monkeypatch):
@@ -132,3 +135,11 @@ def test_the_images_whose_preparation_is_timed_are_prepared(tmp_path, monkeypatc
     prepare = script("prepare")
     files = prepare.write_images(tmp_path, 3, (16, 24, 32), (.5, .4, .4))
     for n in (2, 3): assert (prepare.spent(files, n, 1, (16, 24, 32), 1., tmp_path) > 0).all()
+
+
+def test_the_book_that_has_nothing_to_do_has_nothing_to_do(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT/"bench")
+    script("start").finished(tmp_path/"project", "quick")
+    dry = ["snakemake", "-n", "all", "--cores", "1", "--config", "run=quick"]
+    said = subprocess.run(dry, cwd=tmp_path/"project", env=ENV, capture_output=True, text=True, check=True)
+    assert "Nothing to be done" in said.stdout + said.stderr
