@@ -125,7 +125,8 @@ def generated(
         version=__version__, commit=commit(root), sources=_credits(root), runs=_runs(runs),
         headlines=standing(claims[claims.front.notna()], columns, say, link),
         scale=standing(scale, columns, say, {}), verdicts=verdicts(claims, titles, columns),
-        first_paper=_first_paper(table, runs), library=_library(_notebooks(root)), picture=_front(table["runs"], *_saved(table, runs)))
+        first_paper=_first_paper(table, runs), library=_library(_notebooks(root)),
+        picture=_front(table["runs"], *_saved(table, runs)))
 
 
 def _notebooks(root) -> list: return [n for n in sorted((root/"nbs").glob("*.ipynb")) if names(n)]  # of the library
