@@ -52,8 +52,8 @@ def finished(once, tmp_path):
 
 
 def prose(root, chapter, text):
-    "Add a Markdown cell to an executed chapter"
-    path = root/f"results/toy/{chapter}/notebook.ipynb"
+    "Add a Markdown cell to a chapter that has run: its page has the prose of today"
+    path = root/f"nbs/experiments/{chapter}.ipynb"
     nb = nbformat.read(path, 4)
     nb.cells.append(nbformat.v4.new_markdown_cell(text))
     nbformat.write(nb, path)
@@ -76,7 +76,7 @@ def test_every_page_opens_without_network(finished, browser):
     assert run(finished, "integrated-cell", "names", "data", "--config", "config/toy.yaml")[0] == "data_factor = 2\ndata_seed = 0\n"
     pages = [p for p in book.rglob("*.html") if "_static" not in p.parts]
     assert {"intro", "part_1", "part_5", "own_images", "notation", "errata", "credit", "about", "data", "reference", "data.manifest"} <= {p.stem for p in pages}
-    assert "not in this run" in (book/"part_2.html").read_text()  # no chapter of it was run
+    assert "no run of this book has asked yet: 1" in (book/"part_2.html").read_text()  # no chapter of it was run
     for p in pages:
         loads = re.findall(r"<(?:script|img|iframe)[^>]*src=\"([^\"]+)|<link[^>]*rel=\"(?:stylesheet|preload|icon|shortcut icon)\"[^>]*href=\"([^\"]+)", p.read_text())
         assert not [a or b for a, b in loads if re.match("(https?:)?//", a or b)], p
@@ -137,7 +137,7 @@ def test_a_missing_or_failed_chapter_fails_the_build(finished):
     assert one_sentence(err) and "chapter reference has not run to its end" in err
     run(finished, "integrated-cell", "book", "--config", "config/toy.yaml", "--partly")
     assert (finished/"results/toy/book/toy/data.html").exists() and not (finished/"results/toy/book/toy/reference.html").exists()
-    assert "not in this run" in (finished/"results/toy/book/part_1.html").read_text()
+    assert "no run of this book has asked yet: 2" in (finished/"results/toy/book/part_1.html").read_text()
     (finished/"results/toy/data/metrics.json").unlink()
     out, err = run(finished, "integrated-cell", "book", "--config", "config/toy.yaml", "--partly", rc=2)
     assert one_sentence(err) and "no chapter has run to its end" in err
