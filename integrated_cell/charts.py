@@ -99,23 +99,26 @@ def intervals(
     lines: Mapping[float, str] | None = None,  # position: line style
     words: Sequence[str] | None = None,  # of an interval above, below and across 0
     guess: float | None = None,  # value of a guess: a dashed line
+    xlim: tuple | None = None,  # what lies beyond is drawn at the end, as an arrow; its numbers stand beside it
 ) -> Figure:
     "Estimates of several methods, a row each"
+    least, most = xlim or (-np.inf, np.inf)
     rows, blue = np.arange(len(t))[::-1], sns.color_palette()
     fig, ax = plt.subplots(figsize=(_WIDTH, .7 + .32*len(t)), layout="constrained")
     _guide(ax, lines, "x")
     for r, m, *numbers in zip(rows, t.method, t.value, t.low, t.high):
         v, low, high = map(float, numbers)
         colour = blue[3 if m in ours else 0]
-        ax.plot([low, high], [r, r], color=colour, lw=2, solid_capstyle="butt")
-        ax.plot(v, r, "D" if m in ours else "o", color=colour, ms=5)
+        mark = ">" if v > most else "<" if v < least else "D" if m in ours else "o"
+        ax.plot(np.clip([low, high], least, most), [r, r], color=colour, lw=2, solid_capstyle="butt")
+        ax.plot(np.clip(v, least, most), r, mark, color=colour, ms=5, clip_on=False)
         said = _cell(v) if np.isnan(low) else f"{v:.3f}  [{low:.3f}, {high:.3f}]"
         told = f"\n{verdict(Estimate(v, low, high), 0., words)}" if words else ""
         ax.text(1.02, r, said + told, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
     if guess is not None:
         ax.axvline(guess, color="grey", ls="--", lw=1)
         ax.text(guess, len(t) - .4, "guessing", color="grey", ha="center", va="bottom", fontsize=8)
-    ax.set(yticks=rows, yticklabels=_wrapped(t.method), xlabel=xlabel, ylim=(-.6, len(t) - .4))
+    ax.set(yticks=rows, yticklabels=_wrapped(t.method), xlabel=xlabel, ylim=(-.6, len(t) - .4), xlim=xlim)
     plt.close(fig)
     return fig
 
