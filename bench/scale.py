@@ -4,7 +4,6 @@
 hiPSC v1 is opened and its table filtered; its images are as small as images can be, for none is read. `hand`, `network`: profiles of crops
 of 96 x 96, kept as they come. Each part is a process of its own; memory is what it and its workers hold for themselves (Linux)."""
 import argparse
-import json
 import multiprocessing
 import re
 import threading
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import tifffile
-from record import ROOT, device_name, record
+from record import record
 
 FIELD, CELLS_A_FIELD, STAINS = (1024, 1280), 90, (("DAPI", 1), ("Tubulin", 2), ("Actin", 4))
 
@@ -127,11 +126,8 @@ def main():
     parser.add_argument("--rows", type=int, default=216_062, help="cells of the store (hiPSC v1: 216,062)")
     parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
-    known, parts = ROOT/"results"/device_name()/"scale.json", a.parts.split(",")
-    of_before = json.loads(known.read_text())["rows"] if known.exists() else []
-    rows = [r for r in of_before if r["part"] not in parts]  # what is not asked for again stays
-    make = dict(plate=lambda d: write_plate(d/"plate", a.sites), store=lambda d: write_store(d, a.rows))
-    for part in parts:
+    rows, make = [], dict(plate=lambda d: write_plate(d/"plate", a.sites), store=lambda d: write_store(d, a.rows))
+    for part in a.parts.split(","):
         with TemporaryDirectory() as folder:
             if part in make: make[part](Path(folder))
             said = measured(part, a, Path(folder))

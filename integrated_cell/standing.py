@@ -118,9 +118,9 @@ def badge(
 ) -> str:  # Markdown
     "A word in its colour"
     plain = said.strip("*").partition(",")[0]  # "not judged, for ..." gives its reason on the chapter's page
-    colour = next((c for begin, c in COLOURS.items() if plain.startswith(begin)), "warning")
+    sure = {} if plain.endswith("by the number alone") else COLOURS  # a number without its interval proves nothing
+    colour = next((c for begin, c in sure.items() if plain.startswith(begin)), "warning")
     return f"{{bdg-{colour}}}`{plain}`"
-
 
 # %% ../nbs/090_standing.ipynb #b6b412e0
 def _asked(claim, values) -> tuple[str, set, set]:  # what was found; numbers that it needs; those that may lack (?)

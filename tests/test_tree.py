@@ -9,10 +9,10 @@ import pytest
 from conftest import PROJECT
 from papermill import inspect_notebook
 
+from integrated_cell.page import captions
 from integrated_cell.parameters import declared
 from integrated_cell.prose import slug
 from integrated_cell.workflow import chapter_table
-
 
 
 def tracked():
@@ -124,7 +124,7 @@ def untold(notebook):
     waiting = []
     for c in said:
         source = "".join(c["source"])
-        if c["cell_type"] == "markdown": waiting = re.findall(r"^(Figure|Table): ", source, re.M) or ([] if source.startswith("#") else waiting)
+        if c["cell_type"] == "markdown": waiting = [kind for kind, _ in captions(source)[1]] or ([] if source.startswith("#") else waiting)
         shown = re.match(r"(?:plot|charts)\.(\w+)\(", source.strip().split("\n")[-1]) if c["cell_type"] == "code" else None
         if shown:
             kind = "Table" if shown[1] == "table" else "Figure"
