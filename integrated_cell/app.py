@@ -103,11 +103,16 @@ def _plates(a):
     print(plate_cells(a.folder, a.out, a.size, plates, a.allow_missing, **how))
 
 # %% ../nbs/960_app.ipynb #2220cb82
-def _laid(a):  # where a kept model stands in for a training
-    if a.source != "models": return None
+def _laid(a):  # where a kept model stands in for a training, and whether its page is of the notebook of today
+    if a.source != "models": return None, False
     from integrated_cell.models import lay
+    from integrated_cell.page import as_today
     from integrated_cell.workflow import read_config
-    return lay(read_config(a.config), a.name)
+    config = read_config(a.config)
+    out = lay(config, a.name)
+    of_one = out and (out/"model.json").is_file()  # of several networks some may be kept, and a training makes all
+    notebook = config["root"]/"nbs/experiments"/f"{a.name}.ipynb"
+    return out, bool(out) and (not of_one or as_today(out/"notebook.ipynb", notebook))
 
 
 def _keep(a):
@@ -118,7 +123,8 @@ def _keep(a):
 def _chapter(a):
     from integrated_cell.results import process
     from integrated_cell.workflow import run_chapter
-    out = _laid(a) or run_chapter(a.name, a.config, pairs(a.p))
+    out, ready = _laid(a)
+    if not ready: out = run_chapter(a.name, a.config, pairs(a.p), laid=bool(out))
     if process()[0] == 0: print(out)
 
 

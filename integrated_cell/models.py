@@ -23,7 +23,7 @@ from .integration.codes import Source
 from .integration.prior import Flow
 from .parameters import declared
 from .results import BadInput, whole, write_json
-from .training.train import load, save
+from .training.train import LAID, load, save
 from .workflow import parameters, sign
 
 # %% ../nbs/950_models.ipynb #83266afe
@@ -256,5 +256,5 @@ def lay(
         if "models" in numbers:  # those that are kept
             numbers["models"] = [m for m in numbers["models"] if (new/m.replace(" ", "-")).is_dir()]
         write_json(new/"metrics.json", numbers)
-        for name in ("laid", sign(config, chapter)): (new/name).touch()
+        for name in (LAID, sign(config, chapter)): (new/name).touch()
     return out

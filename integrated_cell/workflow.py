@@ -160,9 +160,10 @@ def mark(
 
 def unmark(
     folder: Path,  # of a chapter
+    laid: bool = True,  # also the sign that a kept model was laid there
 ) -> None:
     "Take the signs of a finished chapter away"
-    signs = [folder/name for name in ("metrics.json", "run.json", "laid")]
+    signs = [folder/name for name in ["metrics.json", "run.json"] + ["laid"]*laid]
     for p in [*signs, *folder.glob("finished-*")]: p.unlink(missing_ok=True)
 
 
@@ -340,6 +341,7 @@ def run_chapter(
     chapter: str,  # name of a notebook in nbs/experiments
     config_path: str | Path,  # e.g. config/quick.yaml
     changed: dict | None = None,  # parameters over the file's
+    laid: bool = False,  # a kept model lies there, which stands for the training
 ) -> Path:  # results/<config>/<chapter>
     "Execute a chapter from where its run is at home; its prose gets its numbers, and it is kept whatever comes of it"
     import papermill
@@ -352,7 +354,7 @@ def run_chapter(
     how = dict(cwd=str(home), progress_bar={"desc": chapter}, extra_arguments=["--log-level=ERROR"])
     require_free(out.parent)  # which `integrated-cell run` holds
     with alone(out):
-        unmark(out)
+        unmark(out, not laid)
         began = files_of(root, home, out, values)
         try:
             with telling(out, chapter):
@@ -364,6 +366,7 @@ def run_chapter(
             raise BadInput(f"chapter {chapter} wrote no {out/'metrics.json'}; let its last cell write it")
         _fill(out/"notebook.ipynb", chapter, config)
         finish(out, started, root, values, began, home)
+        (out/"laid").unlink(missing_ok=True)  # its page is of this run
     return out
 
 # %% ../nbs/920_workflow.ipynb #9190d102

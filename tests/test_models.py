@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import PROJECT, make_study, one_sentence, run, set_config
+from conftest import PROJECT, make_study, one_sentence, run, set_config, write_chapter
 
 from integrated_cell.data.cells import CHANNELS_R, split_by_hash
 from integrated_cell.data.manifest import fetch
@@ -106,6 +106,16 @@ def test_a_kept_model_stands_in_for_its_training(toy):
     set_config(toy, chapters=["data", "reference", "conditional"], conditional=dict(factor=4))
     said = refused(lambda: lay(read_config(toy/"config/toy.yaml"), "conditional"))
     assert "the kept model of conditional has factor = 2, not 4" in said
+
+
+def test_a_page_of_an_older_notebook_runs_anew_on_the_kept_model(toy):
+    run(toy, "integrated-cell", "publish", "--config", "config/toy.yaml")
+    shutil.rmtree(home := toy/"results/toy/conditional")
+    write_chapter(toy, "conditional", 'weights = sorted(p.name for p in (Path(results)/"conditional").glob("model*"))\nweights')
+    run(toy, "integrated-cell", "chapter", "conditional", "--config", "config/toy.yaml", "--from", "models")
+    assert "model.safetensors" in (home/"notebook.ipynb").read_text() and not (home/"laid").exists()
+    run(toy, "integrated-cell", "publish", "--config", "config/toy.yaml")
+    assert "model.safetensors" in (toy/"book/published/toy/conditional/notebook.ipynb").read_text()
 
 
 def test_a_trained_folder_is_taken_with_its_prior_and_its_commit(toy):
