@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .claims import Estimate, against_aims
+from .claims import Estimate, against_aims, digits
 from .results import BadInput
 
 # %% ../nbs/060_aims.ipynb #01897e18
@@ -52,7 +52,7 @@ def beside(
     found: Mapping[str, Estimate],  # of `claims.readings`
 ) -> list[str]:  # a text a row, e.g. "mean image 0.46"; empty where nothing stands beside it
     "What each number is to be read against"
-    at = [f"{found[k].value:.3g}" if k in found else "" if "." in k else k for k in met.beside_key]
+    at = [digits(found[k].value) if k in found else "" if "." in k else k for k in met.beside_key]
     return [f"{what} {v}" if v else "" for what, v in zip(met.beside, at)]
 
 # %% ../nbs/060_aims.ipynb #acdf39d3

@@ -21,7 +21,7 @@ from .claims import Estimate, aimed, estimate, verdict
 from .data.cells import Cells
 from .parameters import at_work, in_study, project, unlike_paper
 from .results import BadInput, alone, process, rerun, whole, write_json
-from .workflow import files_of, finish, given, unmark
+from .workflow import files_of, finish, given, mark, unmark
 
 # %% ../nbs/970_chapter.ipynb #de733714
 def listed(
@@ -219,8 +219,9 @@ class Chapter(Run, Claims):
         if not in_study() and self.root in (Path.cwd(), *Path.cwd().parents): os.chdir(self.root)
         if process()[0]: return  # it only helps to train
         self.held.enter_context(alone(self.out))
-        unmark(self.out)
-        self.read = files_of(self.root, ".", self.out, given(self.notebook, self.values))
+        values = given(self.notebook, self.values)
+        unmark(self.out, mark(values))
+        self.read = files_of(self.root, ".", self.out, values)
 
     def unlike_paper(self) -> pd.DataFrame:  # setting, parameter, of 2017, this run
         "The settings of this run that are not those of 2017, where the notebook's parameters say what those were"

@@ -264,7 +264,7 @@ def spread(
         of_all = table.groupby([columns, "split"], sort=False)[[value]].mean().reset_index()
         table = pd.concat([table, of_all.assign(**{index: every})])
     groups = table.groupby([index, columns], sort=False)[value]
-    text = groups.median().map("{:.3g}".format) + groups.agg(stats.median_abs_deviation).map(" ± {:.3g}".format)
+    text = groups.median().map(digits) + " ± " + groups.agg(stats.median_abs_deviation).map(digits)
     rows, kinds = (list(dict.fromkeys(table[c])) for c in (index, columns))
     return text.unstack().reindex(rows, columns=kinds).rename_axis(index=None, columns=None)
 

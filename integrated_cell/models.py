@@ -256,5 +256,6 @@ def lay(
         if "models" in numbers:  # those that are kept
             numbers["models"] = [m for m in numbers["models"] if (new/m.replace(" ", "-")).is_dir()]
         write_json(new/"metrics.json", numbers)
-        for name in (LAID, sign(config, chapter)): (new/name).touch()
+        (new/(of := sign(config, chapter))).touch()
+        (new/LAID).write_text(of)
     return out

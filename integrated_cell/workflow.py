@@ -160,10 +160,12 @@ def mark(
 
 def unmark(
     folder: Path,  # of a chapter
-    laid: bool = True,  # also the sign that a kept model was laid there
+    laid: str = "",  # a sign of `mark`: where a kept model was laid for these values, that stays
 ) -> None:
     "Take the signs of a finished chapter away"
-    signs = [folder/name for name in ["metrics.json", "run.json"] + ["laid"]*laid]
+    lies = folder/"laid"
+    if lies.is_file() and (not laid or lies.read_text() != laid): lies.unlink()
+    signs = folder/"metrics.json", folder/"run.json"
     for p in [*signs, *folder.glob("finished-*")]: p.unlink(missing_ok=True)
 
 
@@ -354,7 +356,7 @@ def run_chapter(
     how = dict(cwd=str(home), progress_bar={"desc": chapter}, extra_arguments=["--log-level=ERROR"])
     require_free(out.parent)  # which `integrated-cell run` holds
     with alone(out):
-        unmark(out, not laid)
+        unmark(out, mark(values) if laid else "")
         began = files_of(root, home, out, values)
         try:
             with telling(out, chapter):

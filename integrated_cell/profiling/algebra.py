@@ -22,7 +22,7 @@ from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 from ..charts import pictures
-from ..claims import Estimate, estimates, from_draws, mean_interval, share, t_interval, verdict
+from ..claims import Estimate, digits, estimates, from_draws, mean_interval, share, t_interval, verdict
 from .cytogan import encode_cells, profile_cells, sample
 from .features import find_cell, measure
 from ..results import BadInput
@@ -256,7 +256,7 @@ def with_masks(
             if mask.any() and not mask.all(): ax.contour(mask, [.5], colors=colour, linewidths=.8)
         number, box = measure(x[None], pixel_um)[p].iloc[0], dict(facecolor="black", lw=0, pad=1)
         look = dict(color="white", size=7, ha="right", va="top", bbox=box)
-        ax.text(.97, .96, f"{number:.3g}", transform=ax.transAxes, **look)
+        ax.text(.97, .96, digits(number), transform=ax.transAxes, **look)
     return fig
 
 # %% ../../nbs/840_profiling.algebra.ipynb #7322219e
