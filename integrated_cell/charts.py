@@ -174,9 +174,11 @@ def _few_ticks(ax, values):  # of a logarithmic axis with few settings: those, a
     ax.minorticks_off()
 
 
-def _plain_ticks(axis, values):  # of a logarithmic axis over less than a decade: 0.135, not 1.35 times a power
-    if not 0 < (least := values.min()) < values.max() < 10*least: return
-    for of_ticks in (axis.set_major_formatter, axis.set_minor_formatter): of_ticks("{x:.3g}")
+def _plain_ticks(axis, values):  # of a logarithmic axis over less than two decades: 0.135, not 1.35 times a power
+    if not 0 < (least := values.min()) < values.max() < 100*least: return
+    narrow = values.max() < 10*least  # else of the ticks between powers of ten only 2 and 5 are named
+    axis.set_major_formatter("{x:.3g}")
+    axis.set_minor_formatter(lambda x, _: f"{x:.3g}" if narrow or f"{x:e}"[0] in "25" else "")
 
 
 def _tame(ax, values):  # a value ten times as far from 0 as most would flatten them: beyond them y is logarithmic

@@ -70,6 +70,7 @@ class Splits:
         flip: bool = False,  # mirror at random along Y and X
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        paired: bool = False,  # the i-th images of both sides are of one cell, and go into the same half
     ):
         self.rngs = [np.random.default_rng(s) for s in splits]
         self.flip, self.device, self.dtype = flip, device, dtype
@@ -78,7 +79,10 @@ class Splits:
         first = dict(zip(sets, np.cumsum([0, *map(len, sets.values())])))
         def kept(x): return x if byte else x.to(dtype)/(255 if x.dtype == torch.uint8 else 1)
         self.images = torch.cat([kept(x) for x in sets.values()]).to(device)
-        orders = [[first[id(x)] + rng.permutation(len(x)) for x in pair] for rng, pair in zip(self.rngs, pairs)]
+        def order(rng, pair):
+            of = [rng.permutation(len(pair[0]))]*2 if paired else [rng.permutation(len(x)) for x in pair]
+            return [first[id(x)] + o for x, o in zip(pair, of)]
+        orders = [order(rng, pair) for rng, pair in zip(self.rngs, pairs)]
         self.train = [[o[:len(o)//2] for o in two] for two in orders]
         self.held = [[o[len(o)//2:] for o in two] for two in orders]
 
@@ -194,8 +198,8 @@ def at_once(
     small = len(*shapes) == 2 and batch_size*math.prod(*shapes)*n_filters <= STACKED
     return 2**16 if device.type == "cuda" else 64 if small else 1
 
-def _one_go(some, tensors, seed, flip, device, dtype, how):  # rows of the table for some (comparison, split)
-    splits = Splits([tensors[name] for name, _ in some], [(seed, split) for _, split in some], flip, device, dtype)
+def _one_go(some, tensors, seed, looks, how):  # rows of the table for some (comparison, split)
+    splits = Splits([tensors[name] for name, _ in some], [(seed, split) for _, split in some], **looks)
     critics = train_critics(splits, [f"{name}, split {split}" for name, split in some], **how)
     scored = {k: how[k] for k in ("objective", "batch_size", "lam")}
     return [dict(name=name, split=split, **score_critic(*critics, splits, k, **scored))
@@ -211,6 +215,7 @@ def c2st_many(
     batch_size: int = 64,  # images a side and step (the paper: 64)
     seed: int = 0,
     flip: bool = False,  # mirror at random in training and scoring (the original code: True)
+    paired: bool = False,  # the i-th images of both sides are of one cell, and go into the same half
     batched: bool | int | None = None,  # critics at once; True: all; False: one by one; None: as `at_once` says
     lr: float = 0.,  # learning rate; 0: the objective's own (wgan-gp: 1e-4)
     lam: float = 10.,  # weight of the gradient penalty (the paper: 10)
@@ -221,7 +226,7 @@ def c2st_many(
 
     Scores are in the critic's own units (gan: nats): 0 is the same, larger is further apart,
     an unlucky split may be negative. Batches are drawn with replacement, so that a half may be smaller than a batch.
-    `BadInput`: images that cannot be compared, a count below 1, an unknown objective,
+    `BadInput`: images that cannot be compared, a count below 1, an unknown objective, pairs without partners,
     a critic whose score is not finite.
     """
     if objective not in OBJECTIVES:
@@ -231,13 +236,18 @@ def c2st_many(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     jobs = [(name, split) for name in pairs for split in range(n_splits)]
     tensors = {name: check_pair(name, *pair) for name, pair in pairs.items()}
+    for name, (real, fake) in tensors.items() if paired else ():
+        if len(real) != len(fake):
+            raise BadInput(f"{name}: {len(real)} images against {len(fake)} are no pairs; "
+                           "give as many, in one order, or compare them with paired=False")
     shapes = {real.shape[2:] for real, _ in tensors.values()}
     if batched is None: batched = at_once(device, shapes, batch_size, n_filters)
     k = len(jobs) if batched is True else max(1, int(batched))
     how = dict(objective=objective, n_steps=n_steps, n_filters=n_filters, batch_size=batch_size, lr=lr, lam=lam)
+    looks = dict(flip=flip, device=device, dtype=dtype, paired=paired)
     rows = []
     while some := jobs[:k]:
-        try: rows += _one_go(some, tensors, seed, flip, device, dtype, how)
+        try: rows += _one_go(some, tensors, seed, looks, how)
         except torch.OutOfMemoryError:  # of a GPU
             if len(some) == 1: raise
             k = len(some)//2

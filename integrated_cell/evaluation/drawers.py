@@ -87,7 +87,7 @@ def told_apart(
     for name, draw in drawers.items():
         made = in_place(cells, rows, draw(rows, y, seed))
         pairs |= {(name, str(b)): (averaged(real, b), averaged(made, b)) for b in blocks}
-    return judge(pairs, ("model", "scale"), seed=seed, **settings)
+    return judge(pairs, ("model", "scale"), seed=seed, paired=True, **settings)
 
 # %% ../../nbs/735_evaluation.drawers.ipynb #1559e088
 def mean_correlation(
