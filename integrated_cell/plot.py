@@ -148,6 +148,17 @@ def _crop(panels):  # the same border cut from all: what is black everywhere
     return [p if p is None else p[max(top, 0):bottom, max(left, 0):right] for p in panels]
 
 
+def _within(cells):  # the same border cut on both sides along Y and X: what is dark in all; middle planes stay
+    lit = np.zeros(next(x.shape[-2:] for x in cells if x is not None), bool)
+    for x in (x for x in cells if x is not None):
+        seen = x.reshape(len(x), -1, *lit.shape).max(1)
+        lit |= (seen > .08*seen.max((1, 2), keepdims=True)).any(0)
+    if not lit.any(): return cells
+    margins = [max(0, min((at := np.flatnonzero(lit.any(k)))[0], lit.shape[1 - k] - 1 - at[-1]) - 1) for k in (1, 0)]
+    keep = ..., *[slice(m, n - m) for m, n in zip(margins, lit.shape)]
+    return [x if x is None else x[keep] for x in cells]
+
+
 def _round_um(width_um):  # length of a scale bar: a round number near a quarter of the width of a whole image, ...
     return min((.5, 1, 2, 5, 10, 20, 50, 100), key=lambda b: abs(b / width_um - .25))  # so that a page has one length
 
@@ -226,7 +237,8 @@ def show_cells(
     known = _stand_ins(names)
     if gain is None: gain = _gains(known)
     if isinstance(limits, str): limits = np.max([_brightest(x) for x in some], 0)
-    panels = [_panel(x, um, views, known, how, gain, limits, outline) for x in cells]
+    cells = [x if x is None else np.asarray(x) for x in cells]
+    panels = [_panel(x, um, views, known, how, gain, limits, outline) for x in (_within(cells) if crop else cells)]
     fig = _grid(panels := _crop(panels) if crop else panels, ncols or min(6, len(panels)), titles, row_titles, names)
     if voxel_um is not None: _bar(fig, panels, um[-1], _round_um(some[0].shape[-1]*um[-1]), low=len(views) == 1)
     return fig
