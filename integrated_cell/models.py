@@ -96,6 +96,11 @@ def _check(model, part, about, folder) -> None:  # do its settings say what abou
         raise BadInput(f"{folder}: {what} of {part} is {of}, about.json says {said}; restore the folder")
 
 
+def _opened(folder, kind=""):  # a network
+    kind = kind or json.loads((folder/"model.json").read_text())["model"]
+    return load(folder, getattr(import_module(f"integrated_cell.{ROOMS[kind]}"), kind))
+
+
 def open_model(
     name: str | Path,  # e.g. stem3d, or a folder that `keep_model` wrote
     home: Path = HOME,  # folder of models
@@ -106,8 +111,7 @@ def open_model(
     opened.about = about = _about(folder)
     for part, kind in about.parts.items():
         if kind not in ROOMS: raise BadInput(f"{folder}: class '{kind}' is unknown; there are {', '.join(ROOMS)}")
-        Model = getattr(import_module(f"integrated_cell.{ROOMS[kind]}"), kind)
-        opened[part] = load(folder/part, Model)
+        opened[part] = _opened(folder/part, kind)
         _check(opened[part], part, about, folder)
     return opened
 
@@ -130,7 +134,7 @@ def _trained(folder) -> dict:  # {network: model} of a folder that `train.save` 
     try: kind = json.loads((folder/"model.json").read_text())["model"]
     except (OSError, ValueError, KeyError, TypeError): kind = "Conditional"  # `load` says what is wrong
     if kind not in ROOMS: raise BadInput(f"{folder}: class '{kind}' is unknown; there are {', '.join(ROOMS)}")
-    parts = {kind.lower(): load(folder, getattr(import_module(f"integrated_cell.{ROOMS[kind]}"), kind))}
+    parts = {kind.lower(): _opened(folder, kind)}
     prior = folder.parent/"prior"
     if kind == "Conditional" and (prior/"model.json").is_file(): parts["prior"] = load(prior, Flow)
     return parts
@@ -201,6 +205,17 @@ def _described(name, said, run, models) -> dict:  # what about.json is made of
         parameters={c: r["parameters"] for c, r in ran.items()})
 
 # %% ../nbs/950_models.ipynb #8068eb15
+def _shared(part, models) -> dict:  # network of a part: the part before it that holds the same
+    before = list(models)[:list(models).index(part)]
+    return {net: b for net, of in models[part].named_children() for b in before
+            if (same := getattr(models[b], net, None)) is not None and _equal(of, same)}
+
+
+def _equal(a, b) -> bool:  # two networks, weight by weight
+    of, to = a.state_dict(), b.state_dict()
+    return of.keys() == to.keys() and len(of) > 0 and all(of[k].equal(to[k]) for k in of)
+
+
 def keep_model(
     name: str,  # as in models.yaml
     root: str | Path = ".",  # of the project
@@ -216,12 +231,11 @@ def keep_model(
     for part, folder in said["parts"].items():
         if not (run/folder/"model.json").is_file():
             raise BadInput(f"{run/folder} holds no trained model (model.json is missing); train it first")
-        kind = json.loads((run/folder/"model.json").read_text())["model"]
-        models[part] = load(run/folder, getattr(import_module(f"integrated_cell.{ROOMS[kind]}"), kind))
+        models[part] = _opened(run/folder)
     about = About(**_described(name, said, run, models))
     with whole(root/"models"/name) as new:
         for part, folder in said["parts"].items():
-            save(models[part], new/part, light=True)
+            save(models[part], new/part, light=True, beside=_shared(part, models))
             if (run/folder/"history.csv").is_file(): shutil.copy(run/folder/"history.csv", new/part)
         write_json(new/"about.json", about.model_dump())
     return root/"models"/name
@@ -250,7 +264,10 @@ def lay(
     for kept in found.values(): _same_training(config, chapter, _about(kept.parent).parameters[chapter], "model")
     _same_training(config, chapter, json.loads((page/"run.json").read_text())["parameters"], "page")
     with whole(out) as new:
-        for f, kept in found.items(): shutil.copytree(kept, new.joinpath(*f.split("/")[1:]), dirs_exist_ok=True)
+        for f, kept in found.items():
+            home = new.joinpath(*f.split("/")[1:])
+            shutil.copytree(kept, home, dirs_exist_ok=True)
+            if "beside" in json.loads((kept/"model.json").read_text()): save(_opened(kept), home)
         for p in page.iterdir(): shutil.copy(p, new)
         numbers = json.loads((page/"metrics.json").read_text())
         if "models" in numbers:  # those that are kept

@@ -119,16 +119,23 @@ class Absent(nn.Module):
             raise BadInput(self.__dict__["said"]) from None
 
 
+def _told(folder: Path) -> str: return _read_tensors(folder/"model.safetensors", "model")[1]["sum"]
+
+
 def save(
     model: nn.Module,  # has `.settings`, the keyword arguments that build it
     path: str | Path,  # folder; gets model.safetensors and model.json
     light: bool = False,  # without its adversaries; matrices in half precision, large ones in 8 bits
+    beside: dict[str, str] | None = None,  # network: a folder beside this one, which holds the same network
 ) -> Path:  # the folder
     "Keep a trained model: weights as safetensors, the rest as JSON"
     about = {"model": type(model).__name__, "settings": getattr(model, "settings", {}), "version": __version__}
     weights = model.state_dict()
     if without := list(getattr(model, "adversaries", ()) if light else getattr(model, "without", ())):
         weights = {k: v for k, v in weights.items() if k.split(".")[0] not in without}
+    if beside:
+        weights = {k: v for k, v in weights.items() if k.split(".")[0] not in beside}
+        about["beside"] = {net: dict(folder=f, sum=_told(Path(path).parent/f)) for net, f in beside.items()}
     if light: weights = packed(weights)
     if light or without: about["without"] = without
     _write_tensors(Path(path)/"model.safetensors", weights, {"kind": "model", **about})
@@ -150,7 +157,7 @@ def _read_about(path: Path, Model: type) -> dict:
     name = Model.__name__
     if said["model"] != name:
         raise BadInput(f"{path} holds a model of class {said['model']}, not {name}; give the folder of a {name}")
-    return {"without": []} | said
+    return {"without": [], "beside": {}} | said
 
 # %% ../../nbs/380_training.train.ipynb #df32b0c8
 def _build(Model: type, said: dict, weights: dict[str, torch.Tensor], path: Path) -> nn.Module:
@@ -185,6 +192,16 @@ def _put_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path)
     return model
 
 # %% ../../nbs/380_training.train.ipynb #edaae566
+def _from_beside(path: Path, net: str, folder: str, sum: str) -> dict[str, torch.Tensor]:
+    "The weights of a network that a model shares with one beside it, as that file has them"
+    file = path.parent/folder/"model.safetensors"
+    weights, meta = _read_tensors(file, "model")
+    if meta["sum"] != sum:
+        raise BadInput(f"the model in {path} was kept without {net}, which it shares with {file}, and that file is "
+                       "no longer the one that it was kept with; restore the folder")
+    return {k: v for k, v in weights.items() if k.split(".")[0] == net}
+
+
 def load(
     path: str | Path,  # folder that `save` or `fit` wrote
     Model: type,  # class of the model, e.g. Reference
@@ -193,8 +210,9 @@ def load(
     path = Path(path)
     said = _read_about(path, Model)
     weights, kept = _read_tensors(path/"model.safetensors", "model")
+    for net, of in said["beside"].items(): weights |= _from_beside(path, net, **of)
     weights = unpacked(weights)
-    other = [k for k in ("model", "settings", "without") if kept.get(k, said[k]) != said[k]]
+    other = [k for k in ("model", "settings", "without", "beside") if kept.get(k, said[k]) != said[k]]
     if other:
         raise BadInput(f"{path}: model.json says other {other[0]} than model.safetensors, so one of them was changed "
                        "or copied from elsewhere; take both from where the model was trained")
