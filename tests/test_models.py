@@ -187,10 +187,11 @@ def test_stem3d_gives_the_numbers_that_it_says():
         assert abs(correlation(seen.numpy(), answer.numpy()) - kept.about.numbers[key]) < 2e-3, key
 
 
-@pytest.mark.skipif("yeast" not in names(), reason="no such model here")
-def test_yeast_draws_greens_as_varied_as_its_page_says():
-    page = json.loads((PROJECT/"book/published/truth/gan_samples/metrics.json").read_text())
-    gan, said = Trained([open_model("yeast")["star wgan-gp"]]), {g["method"]: g["value"] for g in page["greens"]}
+@pytest.mark.parametrize("name, run", [("yeast", "truth"), ("buddingyeast", "real")])
+def test_yeast_draws_greens_as_varied_as_its_page_says(name, run):
+    if name not in names(): pytest.skip("no such model here")
+    page = json.loads((PROJECT/"book/published"/run/"gan_samples/metrics.json").read_text())
+    gan, said = Trained([open_model(name)["star wgan-gp"]]), {g["method"]: g["value"] for g in page["greens"]}
     for p in page["proteins"]:
         found = within(greens_of_reds(gan.pair(p), page["n_reds"], page["n_greens"])/255).mean()
         assert found == pytest.approx(said[f"{p}, star wgan-gp"], rel=.005)
