@@ -39,13 +39,15 @@ class Conditional(nn.Module):
         width: float = 1.,  # scales all hidden layers
         noise: float = .01,  # white noise on the input of dec_d_rs
         voxel_um: tuple[float, ...] | None = None,  # voxel size of the images it is trained on, kept with the weights
+        width_r: float | None = None,  # of Enc^r, where phase 1 had another
     ):
         super().__init__()
         self.classes, k = list(classes), len(classes)
         self.settings = dict(shape=[int(s) for s in shape], classes=self.classes, n_latent_r=n_latent_r,
                              n_latent_s=n_latent_s, width=width, noise=noise,
                              voxel_um=voxel_um and [float(v) for v in voxel_um])
-        self.enc_r = Enc(shape, 2, (n_latent_r,), width).requires_grad_(False)
+        if width_r not in (None, width): self.settings["width_r"] = width_r
+        self.enc_r = Enc(shape, 2, (n_latent_r,), width_r or width).requires_grad_(False)
         self.enc_rs = Enc(shape, 3, (n_latent_r, k, n_latent_s), width)
         self.dec_rs = Dec(shape, 3, n_latent_r + k + n_latent_s, width)
         self.enc_d_s = EncD(n_latent_s, k + 1, width)
@@ -53,10 +55,15 @@ class Conditional(nn.Module):
         self.train()
 
     @classmethod
-    def after(cls, reference: Reference, classes: list[str], n_latent_s: int = 128) -> "Conditional":
+    def after(cls,
+        reference: Reference,  # trained
+        classes: list[str],
+        n_latent_s: int = 128,  # width of z_s
+        width: float = 0.,  # scales all hidden layers; 0: as in phase 1
+    ) -> "Conditional":
         "A new phase-2 model on a trained phase-1 model"
         s = dict(reference.settings)
-        kept = {k: s[k] for k in ("shape", "width", "noise", "voxel_um")}
+        kept = {k: s[k] for k in ("shape", "noise", "voxel_um")} | dict(width=width or s["width"], width_r=s["width"])
         model = cls(**kept, classes=classes, n_latent_r=s["n_latent"], n_latent_s=n_latent_s)
         model.enc_r.load_state_dict(reference.enc_r.state_dict())
         return model
@@ -212,14 +219,14 @@ def fit_steps(
     cells,  # Cells
     rows: np.ndarray,  # to learn from, over and over
     out: str | Path,  # folder; what was stopped goes on from there
-    settings: dict,  # n_steps, batch_size, n_latent_s, lr, lr_enc_d, flip, anneal; of `step` and n_settle where wanted
+    settings: dict,  # n_steps, batch_size, n_latent_s, lr, lr_enc_d, flip, anneal; width, n_settle, of `step` if wanted
     seed: int = 0,
     device: str = "cpu",
 ) -> Conditional:  # in eval mode
     "Algorithm 2 for so many steps"
     s, size = settings, settings["batch_size"]
     torch.manual_seed(seed)
-    model = Conditional.after(reference, cells.classes, s["n_latent_s"]).to(device)
+    model = Conditional.after(reference, cells.classes, s["n_latent_s"], s.get("width", 0.)).to(device)
     order = np.resize(rows, s["n_steps"]*size)
     batches = cells.batches(order, size, seed=seed, device=device, flip=s["flip"])
     of_step = partial(step, enc_r=model.enc_r, **{k: s[k] for k in _WEIGHTS if k in s})
