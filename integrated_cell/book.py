@@ -21,7 +21,7 @@ import pandas as pd
 import yaml
 
 from .contents import about, contents, made_run, sisters, toc, told
-from .page import library_page, module, names, page, target
+from .page import library_page, linked, module, names, page, target
 from .prose import fill, numbers, slug, tell
 from .results import BadInput, whole
 from .shrink import shrink, shrink_outputs
@@ -168,15 +168,16 @@ def write_sources(
     values, ran = known(root, table, runs)
     texts = values | generated(root, table, runs, partial(fill, values=values, where="book/claims.csv", ran=ran))
     shutil.copytree(root/"book", out, ignore=shutil.ignore_patterns("published", "_build", "*.csv", "chapters.yaml"))
+    pages = _chapters(root, table, runs)
     for md in out.rglob("*.md"):
         text = fill(md.read_text(encoding="utf-8"), texts, f"book/{md.relative_to(out)}", ran)
-        md.write_text(text, encoding="utf-8")
+        md.write_text(linked(text, pages), encoding="utf-8")
     for picture in _saved(table, runs)[1:]: shutil.copy(picture, out/f"front{picture.suffix}")
-    _write_page(root/"nbs/index.ipynb", values, ran, out/"notation.ipynb")
+    _write_page(root/"nbs/index.ipynb", values, ran, out/"notation.ipynb", pages)
     for n in _notebooks(root): _write(out/"library"/f"{module(n)}.ipynb", library_page(n))
     below = {(r, c): words for p in contents(table, runs) for c, on in p["chapters"].items()
              for r, words in sisters(p["name"], on, table).items()}
-    for r in runs: _write_run(root, r, table, out/r["name"], below)
+    for r in runs: _write_run(root, r, table, out/r["name"], runs, below)
     (out/"_toc.yml").write_text(yaml.safe_dump(_toc(root, table, runs), sort_keys=False))
     _write_scripts(out/"assets/vendor")
 
@@ -202,16 +203,33 @@ def _write(path, nb):
     path.write_text(json.dumps(nb), encoding="utf-8")
 
 
-def _write_page(notebook, values, ran, to, *how):
+def _heading(notebook) -> str:  # of a chapter
+    first = next(c for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+    return "".join(first["source"]).split("\n")[0].strip("# ")
+
+
+def _chapters(root, table, runs, own=None) -> dict:  # title and address of each, as seen from a run's folder or the top
+    pages, up = {}, "../" if own else ""
+    for c in table["chapters"]:
+        if not (on := told(c, table, runs)): continue
+        address = f"{c}.ipynb" if own and c in own["chapters"] else f"{up}{on[0]}/{c}.ipynb"
+        pages[c] = _heading(root/"nbs/experiments"/f"{c}.ipynb"), address
+    return pages
+
+
+def _write_page(notebook, values, ran, to, pages, *how):
     to.parent.mkdir(parents=True, exist_ok=True)
-    _write(to, page(notebook, partial(tell, values=values, where=str(notebook), ran=ran), to, *how))
+    def say(text): return linked(tell(text, values=values, where=str(notebook), ran=ran), pages)
+    _write(to, page(notebook, say, to, *how))
 
 
-def _write_run(root, run, table, to, below=None):  # its chapters as pages, and the page about it
+def _write_run(root, run, table, to, runs, below=None):  # its chapters as pages, and the page about it
     ran = {c: c in run["chapters"] for c in table["chapters"]}
+    pages = _chapters(root, table, runs, run)
     for c in run["chapters"]:
         how = root/"nbs/experiments"/f"{c}.ipynb", (below or {}).get((run["name"], c), "")
-        _write_page(run["folder"]/c/"notebook.ipynb", run["values"], ran, to/f"{c}.ipynb", *how)
+        others = {k: v for k, v in pages.items() if k != c}
+        _write_page(run["folder"]/c/"notebook.ipynb", run["values"], ran, to/f"{c}.ipynb", others, *how)
     (to/"about.md").write_text(about(run), encoding="utf-8")
 
 # %% ../nbs/940_book.ipynb #bc58aee9
@@ -303,7 +321,7 @@ def publish(
     if not run["chapters"]:
         raise BadInput(f"results/{name}: no chapter has run to its end; run `make book CONFIG={name}`")
     with TemporaryDirectory() as tried:  # can they be pages?
-        _write_run(root, run, chapter_table(root), Path(tried)/name)
+        _write_run(root, run, chapter_table(root), Path(tried)/name, [run])
     for c in run["chapters"]:
         if (run["folder"]/c/"laid").exists(): continue  # it came from what is kept
         with whole(root/"book/published"/name/c) as new: keep(run["folder"]/c, new)

@@ -82,9 +82,10 @@ def word(
 ) -> str:
     "How a claim stands in a run; a rule that says nothing is a `BadInput`"
     rule = _chosen(claim.rule.strip(), values)
-    said = _judged(rule, values)
+    said, first = _judged(rule, values), getattr(claim, "first", "")
     if said in (ABSENT, UNASKED): return said
-    asked = [f"{claim.chapter}_trained_verdict", getattr(claim, "first", ""), rule]
+    if first and values.get(first, ...) is ...: return "not judged"  # whether its model can be relied on was not asked
+    asked = [f"{claim.chapter}_trained_verdict", first, rule]
     asked += [f"{name}_verdict" for name in re.findall(r"[a-z]\w+", rule)]
     return next((d for d in (doubt(values.get(n, "")) for n in asked) if d), said)
 
@@ -136,7 +137,7 @@ def _number(name, values, rule) -> str:  # as the table shows it: with its inter
     v, e = values.get(name, ...), _estimate(name, values)
     sizes = isinstance(v, list) and name not in rule  # three numbers that are not judged: of an image
     said = ABSENT if v is ... else str(e) if e and not np.isnan(e.low) and not sizes else shown(v)
-    return re.sub(r" \[(\S+), (\S+)\]", "\u00a0[\\1,\u00a0\\2]", said)
+    return re.sub(r" \[(\S+), (\S+)\]", " [\\1,\u00a0\\2]", said)
 
 
 def _cell(claim, run) -> str:  # of a claim in a run: the word, and the numbers that it follows from
