@@ -137,7 +137,8 @@ def _names(a):
     from integrated_cell.prose import listing
     from integrated_cell.workflow import read_config
     config = read_config(a.config)
-    print(listing(config["out"], a.name))
+    homes = config["out"], config["root"]/"book/published"/config["name"]  # what has not run may be kept
+    print(listing(next((h for h in homes if (h/a.name/"metrics.json").is_file()), homes[0]), a.name))
 
 
 def _book(a):
@@ -267,7 +268,7 @@ def _plates_command(command):
 
 
 def _book_commands(command):  # what is made of chapters that ran
-    command("names", _names, "List the numbers of a chapter that ran, by the names that texts and claims use",
+    command("names", _names, "List the numbers of a chapter that ran or is kept, by the names that texts use",
             ("name", dict(help="e.g. classification")), _CONFIG)
     command("book", _book, "Build the book of a run that is finished", _CONFIG,
             ("--partly", dict(action="store_true", help="of the chapters that have run, whatever is missing")))

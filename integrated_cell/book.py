@@ -22,7 +22,7 @@ import yaml
 
 from .contents import about, contents, made_run, sisters, toc, told
 from .page import library_page, linked, module, names, page, target
-from .prose import fill, numbers, slug, tell
+from .prose import ABSENT, fill, numbers, slug, tell
 from .results import BadInput, whole
 from .shrink import shrink, shrink_outputs
 from .standing import markdown_table, printed_numbers, read_claims, standing, verdicts
@@ -80,7 +80,8 @@ def _first_paper(table, runs) -> str:  # print against code, as the chapter erra
     folder, columns = _folder("errata", table, runs), ("point", "printed", "code", "here")
     if folder is None: return "*This book has no chapter errata.*"
     points = json.loads((folder/"metrics.json").read_text(encoding="utf-8"))["points"]
-    return markdown_table(["point", "printed", "the code", "here"], [[p[c] for c in columns] for p in points])
+    rows = [[p[c] for c in columns] for p in points if ABSENT not in p["here"]]  # a point may need more than a run has
+    return markdown_table(["point", "printed", "the code", "here"], rows)
 
 
 def _subtitle(notebook) -> str:  # the line after the title
