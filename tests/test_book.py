@@ -5,9 +5,14 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from conftest import PROJECT, make_study, one_sentence, run, write_chapter
+
+from integrated_cell.aims import needed, read_aims
+from integrated_cell.claims import against_aims, readings
 
 SLIDER = """
 import plotly.graph_objects as go
@@ -176,6 +181,17 @@ def test_every_page_of_the_book_and_each_chapter_stands_somewhere():
     assert {p.stem for p in (PROJECT/"nbs/experiments").glob("*.ipynb")} == {*table["chapters"]}
     assert {of["part"] for of in table["chapters"].values()} <= {*table["parts"]}
     for c, of in table["chapters"].items(): assert {b.strip("?") for b in of["follows"]} <= {*table["chapters"]} - {c}, c
+
+
+@pytest.mark.parametrize("page", sorted(p for c in ("comparison", "one_model") for p in (PROJECT/"book/published").glob(f"*/{c}")),
+                         ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_a_kept_page_that_gathers_numbers_has_those_of_the_pages_beside_it(page):
+    wanted = read_aims(PROJECT/"bench/aims.csv", page.name)
+    of = {c: page.parent/c/"metrics.json" for c in needed(wanted)}
+    found = against_aims(wanted, readings({c: json.loads(p.read_text()) for c, p in of.items() if p.is_file()}))
+    said = pd.DataFrame(json.loads((page/"metrics.json").read_text())["rows"])
+    differ = [r.key for r, v in zip(said.itertuples(), found.value) if not np.isclose(r.value, v, rtol=1e-9, equal_nan=True)]
+    assert len(said) == len(found) and not differ, f"run {page.name} of {page.parent.name} again and keep it: {', '.join(differ)}"
 
 
 def test_every_claim_names_what_a_kept_chapter_wrote():
