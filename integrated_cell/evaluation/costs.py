@@ -8,6 +8,7 @@ __all__ = ['of_script', 'findings', 'asked', 'exponents', 'per_step', 'operation
 
 # %% ../../nbs/780_evaluation.costs.ipynb #67230bbe
 import json
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..claims import digits
 from ..integration import conditional, reference
 from ..results import BadInput
 from ..simulation.stem import simulate_cells
@@ -42,6 +44,13 @@ def of_script(
 _ABOUT = ("script", "folder", "device", "cores", "threads", "torch", "commit", "date", "question", "command")
 
 # %% ../../nbs/780_evaluation.costs.ipynb #4c3add7a
+def _words(column): return re.sub(r"\bgib\b", "GiB", column.replace("_", " "))
+
+
+def _value(v) -> str:  # of a setting; a shape as pages write it
+    return digits(v) if isinstance(v, float) else re.sub(r"(?<=\d)x(?=\d)", "×", str(v))
+
+
 def findings(
     rows: pd.DataFrame,  # of `aims.benchmarks`
     scripts: Sequence[str],
@@ -52,8 +61,8 @@ def findings(
         of = of_script(rows, script)
         numbers = [c for c in of if pd.api.types.is_float_dtype(of[c]) and (of[c] % 1).any()]
         for _, r in of.iterrows():
-            setting = ", ".join(f"{c.replace('_', ' ')} {r[c]}" for c in of if c not in ("folder", *numbers))
-            found += [(script.strip("*"), r.folder, setting, c.replace("_", " "), float(r[c])) for c in numbers]
+            setting = ", ".join(f"{_words(c)} {_value(r[c])}" for c in of if c not in ("folder", *numbers))
+            found += [(script.strip("*"), r.folder, setting, _words(c), float(r[c])) for c in numbers]
     found = pd.DataFrame(found, columns=["benchmark", "on", "setting", "quantity", "value"])
     return found.dropna().reset_index(drop=True)
 
