@@ -169,7 +169,7 @@ def write_sources(
     values, ran = known(root, table, runs)
     texts = values | generated(root, table, runs, partial(fill, values=values, where="book/claims.csv", ran=ran))
     shutil.copytree(root/"book", out, ignore=shutil.ignore_patterns("published", "_build", "*.csv", "chapters.yaml"))
-    pages = _chapters(root, table, runs)
+    pages = _chapters(table, runs)
     for md in out.rglob("*.md"):
         text = fill(md.read_text(encoding="utf-8"), texts, f"book/{md.relative_to(out)}", ran)
         md.write_text(linked(text, pages), encoding="utf-8")
@@ -209,12 +209,12 @@ def _heading(notebook) -> str:  # of a chapter
     return "".join(first["source"]).split("\n")[0].strip("# ")
 
 
-def _chapters(root, table, runs, own=None) -> dict:  # title and address of each, as seen from a run's folder or the top
+def _chapters(table, runs, own=None) -> dict:  # title and address of each, as seen from a run's folder or the top
     pages, up = {}, "../" if own else ""
     for c in table["chapters"]:
-        if not (on := told(c, table, runs)): continue
-        address = f"{c}.ipynb" if own and c in own["chapters"] else f"{up}{on[0]}/{c}.ipynb"
-        pages[c] = _heading(root/"nbs/experiments"/f"{c}.ipynb"), address
+        if not (folder := _folder(c, table, runs)): continue
+        address = f"{c}.ipynb" if own and c in own["chapters"] else f"{up}{told(c, table, runs)[0]}/{c}.ipynb"
+        pages[c] = _heading(folder/"notebook.ipynb"), address
     return pages
 
 
@@ -226,7 +226,7 @@ def _write_page(notebook, values, ran, to, pages, *how):
 
 def _write_run(root, run, table, to, runs, below=None):  # its chapters as pages, and the page about it
     ran = {c: c in run["chapters"] for c in table["chapters"]}
-    pages = _chapters(root, table, runs, run)
+    pages = _chapters(table, runs, run)
     for c in run["chapters"]:
         how = root/"nbs/experiments"/f"{c}.ipynb", (below or {}).get((run["name"], c), "")
         others = {k: v for k, v in pages.items() if k != c}
