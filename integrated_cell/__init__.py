@@ -30,7 +30,8 @@ __all__ = [*_WHERE]
 
 
 def __getattr__(name):  # PEP 562: asked for the first time
-    if name not in _WHERE: raise AttributeError(f"integrated_cell has no '{name}'; it offers {', '.join(_WHERE)}, and its modules")
+    if name not in _WHERE:
+        raise AttributeError(f"integrated_cell has no '{name}'; it offers {', '.join(_WHERE)}, and its modules")
     globals()[name] = value = getattr(_import(f"integrated_cell.{_WHERE[name]}"), name)
     return value
 
