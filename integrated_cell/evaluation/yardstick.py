@@ -317,7 +317,7 @@ def two_critics(
         pairs |= {(p, "real"): (test, held["train"][p]), (p, "another protein"): (test, held["train"][other])}
         pairs |= {(p, m): (test, x) for (m, q), x in drawn.items() if q == p}
     names = ["protein", "source"]
-    both = {"this run's critic": real.judge(pairs, names), "the paper's critic": real.judge(pairs, names, **paper)}
+    both = {"this run's critic": real.judge(pairs, names), "a larger critic": real.judge(pairs, names, **paper)}
     scores = pd.concat([t.assign(critic=c) for c, t in both.items()], ignore_index=True)
     if not len(scores): return scores.assign(scaled=[])
     wrong = scores[scores.source == "another protein"].groupby(["protein", "critic"]).score.median()
