@@ -107,6 +107,11 @@ def test_figures_tables_and_code_of_a_page(finished, browser):
     assert browser.run("document.querySelector('article figure img').alt") == "A line of 2 points."
     assert browser.run("document.querySelector('article figcaption').innerText").strip().endswith("A line of 2 points. It rises.")
     assert browser.run("[...document.querySelectorAll('article .caption')].map(e => e.innerText.trim())") == ["Many numbers."]
+    last = "document.querySelector('article table.named tbody tr').lastElementChild"
+    assert browser.run(f"{last}.dataset.of") == "29" and browser.run(f"getComputedStyle({last}).display") == "block"  # a row is a card
+    browser.open(book/"errata.html")
+    assert browser.run("document.querySelector('article table.named td:nth-child(2)').dataset.of") == "printed"
+    browser.open(book/"toy/reference.html")
     assert "Figure:" not in browser.run("document.querySelector('article').innerText")
     folds = "document.querySelectorAll('article details.sd-dropdown')"
     assert browser.run(f"{folds}.length") == 1  # of the one section

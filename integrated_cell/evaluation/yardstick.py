@@ -308,16 +308,16 @@ def two_critics(
     held: Mapping,  # of `Yardstick.images`
     drawn: Mapping,  # (model, protein): images
     proteins: Sequence[str],  # that are judged twice
-    **paper,  # settings of the second critic: n_steps, n_filters, n_splits, batch_size
+    **larger,  # settings of the second critic: n_steps, n_filters, n_splits, batch_size (the paper: 5000, 64, 10, 64)
 ) -> pd.DataFrame:  # protein, source, critic, split, score, scaled (1: another protein; nan: not told from 0)
-    "Some proteins judged by this run's critic and by one of the paper's size"
+    "Some proteins judged by this run's critic and by a larger one, such as the paper's"
     known, pairs = list(held["test"]), {}
     for p in proteins:
         test, other = held["test"][p], known[(known.index(p) + 1) % len(known)]
         pairs |= {(p, "real"): (test, held["train"][p]), (p, "another protein"): (test, held["train"][other])}
         pairs |= {(p, m): (test, x) for (m, q), x in drawn.items() if q == p}
     names = ["protein", "source"]
-    both = {"this run's critic": real.judge(pairs, names), "a larger critic": real.judge(pairs, names, **paper)}
+    both = {"this run's critic": real.judge(pairs, names), "a larger critic": real.judge(pairs, names, **larger)}
     scores = pd.concat([t.assign(critic=c) for c, t in both.items()], ignore_index=True)
     if not len(scores): return scores.assign(scaled=[])
     wrong = scores[scores.source == "another protein"].groupby(["protein", "critic"]).score.median()
