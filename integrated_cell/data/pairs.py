@@ -93,9 +93,10 @@ def paired_cells(
     split_seed: int = 0,  # another seed is another split
     proteins: Sequence[str] | None = None,  # None: all
     pixel_um: float | None = None,  # size of a pixel, for scale bars; None or 0: unknown
-    validation_fraction: float = 0.,  # share of the others that is kept for watching a training
+    validation_fraction: float = 0.,  # share of the others that watches a training, cell by cell
 ) -> Cells:  # channels red (RFP in the cytosol) and green (the protein), 64 x 64
-    "Budding yeast with five proteins (Lu et al. 2019), split by field of view"
+    """Budding yeast with five proteins (Lu et al. 2019). Whole fields are tested; what watches is drawn cell by cell,
+    for a protein has four fields"""
     images, table = paired_images(folder)
     known = list(table.protein.unique())
     rows = np.flatnonzero(table.protein.isin(_choose(proteins, known, known, folder)))
@@ -105,7 +106,7 @@ def paired_cells(
     about = dict(source="yeast_paired", percentiles=[_LOW, _HIGH])
     voxel_um = square_pixel(pixel_um)
     return Cells.create(path, items, table, voxel_um, ("red", "green"), about, test_fraction, "field",
-                        split_seed, validation_fraction)
+                        split_seed, validation_fraction, watched="cell_id")
 
 # %% ../../nbs/170_data.pairs.ipynb #f13bcc79
 _NOTHING = np.zeros(0, np.uint8)  # of a picture that has no red and green
