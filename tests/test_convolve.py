@@ -83,7 +83,21 @@ def test_other_kernels_are_left_to_pytorch(way):
 
 def test_few_positions_and_large_images_are_found():
     assert convolve._few(8, 2**26, torch.zeros(1)) and not convolve._few(768, 2**23, torch.zeros(1)) and not convolve._few(8, 2**26, torch.zeros(1, device="meta"))
-    assert convolve._many(4096, 3) and not convolve._many(4096, 2) and not convolve._many(4095, 3)
+    image, flat = torch.zeros(1, 2, 1, 1, 1), torch.zeros(1, 2, 1, 1)
+    assert convolve._many(4096, image) and not convolve._many(4096, flat) and not convolve._many(4095, image)
+    assert not convolve._many(4096, image.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16): assert not convolve._many(4096, image)
+
+
+def test_in_half_precision_the_channels_of_a_voxel_lie_side_by_side():
+    x, (down, plain), (up, _) = torch.rand(2, 3, 16, 32, 32), layers(3, False), layers(3, True)
+    down, plain, up = down.float(), plain.float(), up.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, known = down(x), plain(x)
+        assert torch.allclose(y.float(), known.float(), atol=.02)
+        for z in (y, up(y)): assert z.is_contiguous(memory_format=torch.channels_last_3d)
+        y.float().square().sum().backward(); known.float().square().sum().backward()
+    assert torch.allclose(down.weight.grad, plain.weight.grad, rtol=.02, atol=.02*plain.weight.grad.abs().max().item())
 
 
 def test_gradients_that_nobody_waits_for_are_not_computed(way, monkeypatch):

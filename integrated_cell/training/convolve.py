@@ -74,7 +74,12 @@ def by_halves(
 # %% ../../nbs/310_training.convolve.ipynb #de990791
 def _few(rows, w_size, x): return x.device.type == "cpu" and w_size > 2**17*rows
 
-def _many(rows, d): return d == 3 and rows >= 4096
+def _half(x):
+    "Does a CPU compute with this image in half precision?"
+    cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+    return x.device.type == "cpu" and torch.bfloat16 in (x.dtype, cast)
+
+def _many(rows, x): return x.ndim == 5 and rows >= 4096 and not _half(x)
 
 def _backward(y, x, w, d, mask):
     "Of PyTorch's own convolution; only the shapes of x and w count where they are not needed"
@@ -84,12 +89,12 @@ def _down(x, w):
     d, out = x.ndim - 2, [s//2 for s in x.shape[2:]]
     few = _few(len(x)*torch.Size(out).numel(), w.numel(), x)
     if not few: return torch.convolution(x, w, None, [2]*d, [1]*d, [1]*d, False, [0]*d, 1)
-    return (windows(x) @ w.flatten(1).T).view(len(x), *out, -1).movedim(-1, 1).contiguous()
+    return (windows(x) @ w.flatten(1).T).view(len(x), *out, -1).movedim(-1, 1)
 
 def _up(y, w, shape):
     d, rows = len(shape), y.numel()//y.shape[1]
     if _few(rows, w.numel(), y): return scatter(y.movedim(1, -1).flatten(0, -2) @ w.flatten(1), len(y), shape)
-    if _many(rows, d): return by_halves(y, w, shape)
+    if _many(rows, y): return by_halves(y, w, shape)
     return _backward(y, y.new_empty(1).expand(len(y), w.shape[1], *shape), w, d, [True, False, False])[0]
 
 def _weights(x, y):
@@ -148,7 +153,7 @@ class Weights(_Product):
 def _pays(layer, x, rows):
     plan = {"kernel_size": 4, "stride": 2, "padding": 1, "dilation": 1}
     fits = layer.groups == 1 and all(set(getattr(layer, name)) == {k} for name, k in plan.items())
-    return x.device.type == "cpu" and fits and (_few(rows, layer.weight.numel(), x) or _many(rows, x.ndim - 2))
+    return x.device.type == "cpu" and fits and (_few(rows, layer.weight.numel(), x) or _many(rows, x))
 
 def _apply(layer, f, x, *shape):  # with autocast's type, and the bias
     w = layer.weight
@@ -156,18 +161,21 @@ def _apply(layer, f, x, *shape):  # with autocast's type, and the bias
     with torch.autocast("cpu", enabled=False): y = f.apply(x, w, *shape)
     return y if layer.bias is None else y + layer.bias.to(y.dtype).view(-1, *[1]*(y.ndim - 2))
 
+def _last(x):  # PyTorch's own layers are faster so
+    return x.to(torch.bfloat16, memory_format=torch.channels_last_3d) if x.ndim == 5 and _half(x) else x
+
 def _conv(kind):
     class Conv(kind):
         def forward(self, x):
             rows = len(x)*torch.Size([s//2 for s in x.shape[2:]]).numel()
-            return _apply(self, Down, x) if _pays(self, x, rows) else super().forward(x)
+            return _apply(self, Down, x) if _pays(self, x, rows) else super().forward(_last(x))
     return Conv
 
 def _conv_t(kind):
     class ConvT(kind):
         def forward(self, y, output_size=None):
             pays = output_size is None and _pays(self, y, y.numel()//y.shape[1])
-            if not pays: return super().forward(y, output_size)
+            if not pays: return super().forward(_last(y), output_size)
             return _apply(self, Up, y, tuple(2*s + p for s, p in zip(y.shape[2:], self.output_padding)))
     return ConvT
 
