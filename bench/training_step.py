@@ -6,7 +6,9 @@ A size is shape:width:batch. What is measured is written after each phase of a s
 that does not fit in the GPU's memory is left out. On a GPU the paper's batch of 30 is measured too, and the largest batch that fits is sought by doubling. The sides: the original's schedule (bench/as_published.py: float32, PyTorch's own layers, Adam without
 fusion) and the library's step; on a GPU also the library with channels-last tensors and compiled. `--precision auto` takes
 bf16-mixed where the processor multiplies matrices of it at more than twice the rate of float32. Matrix rate: a product of 4096 x 4096
-matrices in that precision. FLOP of a step: counted on PyTorch's meta device.
+matrices in that precision. FLOP of a step: counted on PyTorch's meta device. The side `roofline` is no program but a bound: of each
+operation of the library's step the longer of two times, its FLOP at the matrix rate of its precision and its bytes at the rate of a
+copy of the batch.
 """
 import argparse
 import resource
@@ -18,7 +20,9 @@ import as_published
 import torch
 from lightning.fabric import Fabric
 from record import record
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from integrated_cell.integration import conditional, reference
 
@@ -60,6 +64,26 @@ PHASES = {"reference": lambda shape, width: reference.Reference(shape, width=wid
 
 
 def batch_of(shape, n, at): return dict(x=torch.rand(n, 3, *shape, device=at), y=torch.arange(n, device=at) % 11)
+
+
+def copy_rate(x, times=10):
+    "Bytes a second that are read and written when x is copied"
+    y = torch.empty_like(x)
+    return 2*x.nbytes/min(seconds(lambda: y.copy_(x)) for _ in range(times))
+
+
+class Roofline(TorchDispatchMode):
+    "Adds up how long each operation takes at least"
+    def __init__(self, bytes_a_second): super().__init__(); self.seconds, self.bytes_a_second = 0., bytes_a_second
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns): return out  # a view moves nothing
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+        flop = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out) if func._overloadpacket in flop_registry else 0
+        half = any(t.dtype == torch.bfloat16 for t in tensors)
+        self.seconds += max(sum(t.nbytes for t in tensors)/self.bytes_a_second, flop/rates[torch.bfloat16 if half else torch.float32])
+        return out
 
 
 def library(model, batch, precision, wrap=lambda net: net):
@@ -127,6 +151,9 @@ for size in a.sizes.split():
         for _ in range(a.steps):
             for name, step in steps.items(): taken[name].append(seconds(step))
         median = {name: statistics.median(t) for name, t in taken.items()}
+        if "library" in steps:
+            with Roofline(copy_rate(torch.rand(n, 3, *shape, device=device))) as bound: steps["library"]()
+            median["roofline"], peak["roofline"] = bound.seconds, peak["library"]
         for name, s in median.items():
             rows.append(dict(phase=phase, side=name, seconds=round(s, 4), times_as_fast=round(median["as published"]/s, 2) if "as published" in median else None, percent_of_matrix_rate=round(100e9*n*gflop/s/rate, 1),
                              cells_per_s=round(n/s, 3), shape=",".join(map(str, shape)), width=width, batch=n, precision="32-true" if name == "as published" else precision,
