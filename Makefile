@@ -40,7 +40,8 @@ book: env ## run a config's chapters, those that changed, and build its book; pr
 test: env ## all tests: the lesson cells of the library notebooks, then tests/
 	each=$$($(BIN)/python -c "import os; print(max(1, len(os.sched_getaffinity(0))//$(CORES)))"); \
 	export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$each}; \
-	nbdev_test --path nbs --n_workers $(CORES) && pytest -q -n $(CORES) --dist loadfile tests
+	nbdev_test --path nbs --n_workers $(CORES) && \
+	pytest -q -n $$(($(CORES) + 1)) --dist loadfile --no-loadscope-reorder tests  # one more, for many tests wait
 
 bench: env ## measure this machine, the important first, and go on when called again (DEVICE=gpu MINUTES=10 CARD=name)
 	@$(BIN)/python bench/measure.py $(DEVICE:%=--device %) $(MINUTES:%=--minutes %) $(CARD:%=--card %)

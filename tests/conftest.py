@@ -52,6 +52,14 @@ def make_study(root):
     return root
 
 
+LONGEST = ["test_study", "test_resume", "test_book", "test_workflow", "test_killed", "test_devices"]
+
+
+def pytest_collection_modifyitems(items):
+    "The longest files first, so that no worker is alone with one at the end"
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture
 def study(tmp_path):
     return make_study(tmp_path)

@@ -1,4 +1,4 @@
-"Preparing and a chapter, killed at 20 random moments: a place holds what was whole or nothing, and the next run gives the same bits"
+"Preparing and a chapter, killed at 12 random moments: a place holds what was whole or nothing, and the next run gives the same bits"
 import json
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ import time
 import pytest
 from test_prepare import contents, own_images
 
-TIMES = 20
+TIMES = 12
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def unbroken(context, work, folder):
 
 
 def killed(context, work, folder, seconds, group=False):
-    "How many of 20 attempts were killed in their midst, each at another moment"
+    "How many of the attempts were killed in their midst, each at another moment"
     moment, n = random.Random(0), 0
     for k in range(TIMES):
         process = context.Process(target=work, args=(folder,))

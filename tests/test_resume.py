@@ -76,7 +76,7 @@ def test_killed_run_resumes_to_the_same_bits(phase, start, tmp_path):
     whole, parts = tmp_path/"whole", tmp_path/"parts"
     finish(start(phase, whole, 1e9))
     checkpoint, moment, killed, places = parts/"checkpoint.safetensors", random.Random(phase), 0, []
-    for _ in range(10):  # 20 of both phases
+    for _ in range(6):  # of each phase
         until = n_steps(checkpoint) + moment.randint(1, 4)
         process = start(phase, parts, 0)
         while process.is_alive() and n_steps(checkpoint) < until: time.sleep(.005)

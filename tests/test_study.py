@@ -197,7 +197,6 @@ def test_a_study_runs_where_it_lies_and_can_be_moved(mine, tmp_path):
     assert planned(there) == {"data"}
     run(there, "integrated-cell", "chapter", "data", "--config", ".")
     assert Cells.open(there/"results/data/cells").provenance["content"] != first and planned(there) == set()
-    run(there, "integrated-cell", "book", "--config", ".")
     (there/"results/data/metrics.json").unlink()  # and the book still stands
     assert planned(there) == {"data"}
 
