@@ -75,7 +75,7 @@ def _read_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]
         raise BadInput(foreign.format(str(e).splitlines()[0])) from e
 
 # %% ../../nbs/380_training.train.ipynb #a045d17f
-LARGE = 2**14  # numbers in a matrix that is kept in 8 bits
+LARGE = 2**13  # numbers in a matrix that is kept in 8 bits
 SCALE = " scale"  # behind a matrix's name: of what its rows are multiples
 
 
