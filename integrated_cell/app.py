@@ -66,10 +66,30 @@ def _variation(a):
     _tell(vary_images(rows, model, prior, a.out, a.n, a.seed, **how), left_out, notes)
 
 
+def _profiler(a):  # of the model that is named: a network of a screen, and what it is; None: it has none
+    from integrated_cell.models import take
+    from integrated_cell.profiling.cytogan import CytoGan
+    parts, source = take(a.model)
+    return next(((m, source) for m in parts.values() if isinstance(m, CytoGan)), None)
+
+
+def _profile(a, model, source):
+    from integrated_cell.integration.codes import write_codes
+    from integrated_cell.profiling.own import profile_images
+    for said in ("mask", "nucleus_mask", "label", "cells", "nuclei", "voxel_um"):
+        if not getattr(a, said): continue
+        option = said.replace("_", "-")
+        raise BadInput(f"'{source.model}' takes crops of one cell each as they are; leave --{option} out")
+    left_out = []
+    table = profile_images(a.images, model, left_out, channels=a.channels, axes=a.axes, scene=a.scene)
+    _tell([write_codes(a.out, table.assign(**source._asdict()))], left_out, [])
+
+
 def _encode(a):
     from integrated_cell.integration.codes import encode_images, write_codes
     if not a.out.endswith(".parquet"):
         raise BadInput(f"--out {a.out}: codes go into a parquet; end its name in .parquet")
+    if (found := _profiler(a)) is not None: return _profile(a, *found)
     rows, (model, _, source), left_out, notes = _own_rows(a), _conditional(a, "encode structures"), [], []
     _tell([write_codes(a.out, encode_images(rows, model, source, left_out, notes))], left_out, notes)
 
@@ -214,7 +234,7 @@ def _own_commands(command):  # what a trained model does with files
             _MODEL, *_IMAGES, _OUT, _FRAME, _FORMAT)
     command("variation", _variation, "Draw every structure again and again in a cell: mean and standard deviation",
             _MODEL, *_IMAGES, _OUT, _FRAME, _FORMAT, n(100, "samples of each structure"), _SEED)
-    command("encode", _encode, "Write the codes of cells: z_r, and z_s where the structure's channel is named or said",
+    command("encode", _encode, "Write the codes of cells, z_r and z_s; of a screen's crops their profiles",
             _MODEL, *_IMAGES, ("--out", dict(required=True, metavar="FILE", help="a .parquet, with a row a cell")))
     command("decode", _decode, "Draw codes, as the model sees cells",
             _MODEL, ("codes", dict(help="a .parquet of encode, or a .npy with one z_r a row")), _OUT, _FORMAT)

@@ -180,10 +180,13 @@ def _metrics(run, chapter) -> dict:  # of a finished chapter
     return json.loads(path.read_text())
 
 
-def _claimed(run, chapter, key):  # a number of a finished chapter
+def _claimed(run, chapter, key):  # a number of a finished chapter, where dots go down into tables of them
     found = _metrics(run, chapter)
-    if key not in found: raise BadInput(f"{run}: the chapter {chapter} wrote no '{key}'; correct models.yaml")
-    return found[key]
+    for k in key.split("."):
+        if not isinstance(found, dict) or k not in found:
+            raise BadInput(f"{run}: the chapter {chapter} wrote no '{key}'; correct models.yaml")
+        found = found[k]
+    return found
 
 
 def _described(name, said, run, models) -> dict:  # what about.json is made of
@@ -195,7 +198,7 @@ def _described(name, said, run, models) -> dict:  # what about.json is made of
         raise BadInput(f"models.yaml: {name} names no licence of its cells; add one")
     chapters = sorted({f.split("/")[0] for f in said["parts"].values()})
     ran = {c: json.loads((run/c/"run.json").read_text()) for c in chapters}
-    numbers = {f"{c}_{k}": _claimed(run, c, k) for c, keys in said["numbers"].items() for k in keys}
+    numbers = {f"{c}_{k}".replace(".", "_"): _claimed(run, c, k) for c, keys in said["numbers"].items() for k in keys}
     return dict(
         format=2, name=name, title=said["title"], use=said["use"], licence=licence, numbers=numbers, run=run.name,
         learnt_from=source.title if source else "simulated cells", n_train=int((cells.table.split == "train").sum()),

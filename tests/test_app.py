@@ -12,11 +12,15 @@ from scipy import ndimage
 
 from integrated_cell.app import main
 from integrated_cell.data.image import image_name
+from integrated_cell.data.plates import luminance
 from integrated_cell.integration.conditional import Conditional
 from integrated_cell.integration.integrate import decode, integrate
 from integrated_cell.integration.frame import write_ome
 from integrated_cell.integration.prior import Normal
 from integrated_cell.integration.reference import Reference
+from integrated_cell.models import open_model
+from integrated_cell.profiling.cytogan import profile_cells
+from integrated_cell.simulation.screen import simulate_screen
 from integrated_cell.training.train import load, save
 
 SHAPE, VOXEL = (12, 20, 24), (.4, .4, .4)
@@ -299,6 +303,25 @@ def test_a_kept_model_does_all_of_it(tmp_path):
     table = pd.read_parquet(tmp_path/"codes.parquet")
     assert table.model[0] == "hela3d" and table.commit[0] and len(table.weights[0]) == 8
     assert BioImage(tmp_path/"out/cell_0.drawn.ome.tif").channel_names == ["membrane", "dna", "nucleolin"]
+
+
+def test_a_screens_model_turns_crops_into_profiles(tmp_path, capsys):
+    cells, out = simulate_screen(2, (68, 68), test_fraction=0), str(tmp_path/"profiles.parquet")
+    for i in range(2): tifffile.imwrite(tmp_path/f"crop_{i}.tif", cells[i], photometric="minisblack", metadata={"axes": "CYX"})
+    paths, said = [str(tmp_path/f"crop_{i}.tif") for i in range(2)], ["--channels", "dna=0,tubulin=1,actin=2"]
+    assert main(["encode", "mcf7", *paths, *said, "--out", out]) == 0
+    table = pd.read_parquet(out)
+    of_store = profile_cells(open_model("mcf7")["vae"], np.stack([luminance(x) for x in cells[:]]), np.arange(2))
+    assert np.allclose(table.filter(like="profile_"), of_store, atol=1e-5)
+    assert table.cell.tolist() == ["crop_0", "crop_1"] and table.model[0] == "mcf7" and table.commit[0]
+    for more, words in ((["--mask", "a.tif"], "leave --mask out"), (["--voxel-um", "1,1"], "leave --voxel-um out"),
+                        (["--channels", "membrane=0"], "write dna=0,tubulin=1,actin=2")):
+        before = table.to_json()
+        assert main(["encode", "mcf7", *paths, "--out", out, *more]) == 2 and one_sentence(err := capsys.readouterr().err) and words in err, err
+        assert pd.read_parquet(out).to_json() == before, "nothing is lost"
+    tifffile.imwrite(tmp_path/"wide.tif", cells[0][:, :60], photometric="minisblack", metadata={"axes": "CYX"})
+    assert main(["encode", "mcf7", paths[0], str(tmp_path/"wide.tif"), *said, "--out", out]) == 2
+    assert "60 x 68 pixels" in capsys.readouterr().err and len(pd.read_parquet(out)) == 1, "the other crop is not lost"
 
 
 def test_a_model_that_cannot_says_so(tmp_path, capsys):

@@ -13,12 +13,14 @@ from conftest import PROJECT, make_study, one_sentence, run, set_config, write_c
 
 from integrated_cell.data.cells import CHANNELS_R, split_by_hash
 from integrated_cell.data.manifest import fetch
+from integrated_cell.data.plates import crop_cells
 from integrated_cell.data.prepare import hela_cells
+from integrated_cell.evaluation.metrics import image_correlation
 from integrated_cell.integration.integrate import integrate
 from integrated_cell.integration.conditional import Conditional
 from integrated_cell.integration.prior import Flow
 from integrated_cell.models import keep_model, kept_table, lay, names, open_model, part_of, take
-from integrated_cell.profiling.cytogan import CytoGan
+from integrated_cell.profiling.cytogan import CytoGan, encode_cells, sample
 from integrated_cell.results import BadInput, write_json
 from integrated_cell.simulation.stem import draw_table, image_cell, simulate_cells
 from integrated_cell.synthesis.families import Trained
@@ -185,6 +187,17 @@ def test_stem3d_gives_the_numbers_that_it_says():
                  conditional_correlation_structure=(x[:, 1], x_hat[:, 1]))
     for key, (seen, answer) in found.items():
         assert abs(correlation(seen.numpy(), answer.numpy()) - kept.about.numbers[key]) < 2e-3, key
+
+
+@pytest.mark.skipif("mcf7" not in names() or not os.environ.get("INTEGRATED_CELL_MIRROR"), reason="no real images here")
+def test_mcf7_rebuilds_cells_as_it_says():
+    kept = open_model("mcf7")
+    said = json.loads((PROJECT/"book/published/real/screen/run.json").read_text())["parameters"]
+    cells = crop_cells(fetch("bbbc021_cells"), test_fraction=said["test_fraction"], validation_fraction=said["validation_fraction"])
+    x = np.stack([cells[i] for i in cells.rows("test")[::3]])
+    codes = torch.as_tensor(encode_cells(kept["vae"], x, np.arange(len(x))))
+    found = np.median(image_correlation(x/255, sample(kept["vae"], len(x), z=codes)/255).numpy(), 0)
+    assert found == pytest.approx([*kept.about.numbers["cytogan_rebuilt_vae"].values()], abs=.01)
 
 
 @pytest.mark.parametrize("name, run", [("yeast", "truth"), ("buddingyeast", "real")])

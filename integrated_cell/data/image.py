@@ -35,14 +35,16 @@ _NO_NAME = re.compile(r"(channel|ch|c)?[\s:_#=-]*(\d{1,2}([\s:_-]+\d{1,2})*)?") 
 
 def channel_choice(
     said: str | None,  # membrane=CMDRP,structure=GFP,dna=0; None or empty: nothing is said
+    roles: Sequence[str] = ROLES,  # that there are
 ) -> dict[str, str]:  # role -> name or number
     "Which channel is which, as a person says it; where channels are named 1, 2, 3, a name wins over a number"
     choice = {}
     for part in str(said or "").split(",") if said else ():
         role, _, channel = (p.strip() for p in part.partition("="))
-        if role not in ROLES or not channel or role in choice:
+        if role not in roles or not channel or role in choice:
+            wanted = ",".join(f"{r}={i}" for i, r in enumerate(roles))
             raise BadInput(f"channels {said}: '{part}' is not understood; "
-                           "write membrane=0,structure=GFP,dna=2, by name or by number from 0")
+                           f"write {wanted}, by name or by number from 0")
         choice[role] = channel
     return choice
 
