@@ -26,19 +26,19 @@ def features():
 
 @pytest.mark.parametrize("as_store", [False, True])
 def test_pairwise_correlation_reads_from_disk(tmp_path, as_store):
-    "80 MB of images, mapped or in a store, are correlated within 16 MB, to the numbers of numpy"
-    shape = (200, 8, 100, 125)
+    "40 MB of images, mapped or in a store, are correlated within 16 MB, to the numbers of numpy"
+    shape = (100, 8, 100, 125)
     x = np.lib.format.open_memmap(tmp_path/"x.npy", "w+", np.float32, shape)
     rng = np.random.default_rng(0)
     common = rng.random(shape[1:], dtype=np.float32)
-    for i in range(200): x[i] = common*(i % 3) + rng.random(shape[1:], dtype=np.float32)
+    for i in range(100): x[i] = common*(i % 3) + rng.random(shape[1:], dtype=np.float32)
     source = zarr.create_array(tmp_path/"x.zarr", data=x[:], chunks=(1, *shape[1:])) if as_store else x
     tracemalloc.start()
     rho = correlation.pairwise_correlation(source, 8, **({"memory": 1} if as_store else {}))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16*2**20
-    assert np.allclose(rho, np.corrcoef(x.reshape(200, -1)), atol=1e-5)
+    assert np.allclose(rho, np.corrcoef(x.reshape(100, -1)), atol=1e-5)
 
 
 def test_pairwise_correlation_of_whole_numbers_does_not_wrap_round():

@@ -1,4 +1,4 @@
-"Preparing and a chapter, killed at 12 random moments: a place holds what was whole or nothing, and the next run gives the same bits"
+"Preparing and a chapter, killed at 10 random moments: a place holds what was whole or nothing, and the next run gives the same bits"
 import json
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ import time
 import pytest
 from test_prepare import contents, own_images
 
-TIMES = 12
+TIMES = 10
 
 
 @pytest.fixture(scope="module")
