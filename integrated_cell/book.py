@@ -89,12 +89,12 @@ def _subtitle(notebook) -> str:  # the line after the title
     return next((line.strip("> \n") for line in "".join(first["source"]).splitlines() if line.startswith(">")), "")
 
 # %% ../nbs/940_book.ipynb #9462ef47
-def _library(notebooks) -> str:  # every module, and every name in the order of the alphabet
+def _library(notebooks, shown) -> str:  # every module, and every name in the order of the alphabet
     rows, every = [], []
     for n in notebooks:
         m, own = module(n), names(n)
-        links = {k: f"[`{k}`](#{target(m, k)})" for k in own}
-        rows.append([f"[{m}](library/{m}.ipynb)", _subtitle(n), ", ".join(links.values())])
+        links = {k: f"[`{k}`](#{target(m, k)})" if shown else f"`{k}`" for k in own}
+        rows.append([f"[{m}](library/{m}.ipynb)" if shown else m, _subtitle(n), ", ".join(links.values())])
         every += [(k.lower(), [links[k], m, said]) for k, said in own.items()]
     index = markdown_table(["name", "module", "what it is"], [row for _, row in sorted(every)])
     return f"{markdown_table(['module', 'about', 'names'], rows)}\n\n## Every name\n\n{index}"
@@ -126,11 +126,16 @@ def generated(
         version=__version__, commit=commit(root), sources=_credits(root), runs=_runs(runs),
         headlines=standing(claims[claims.front.notna()], columns, say, link),
         scale=standing(scale, columns, say, {}), verdicts=verdicts(claims, titles, columns),
-        first_paper=_first_paper(table, runs), library=_library(_notebooks(root)),
+        first_paper=_first_paper(table, runs), library=_library(_notebooks(root), bool(_shown(root, runs))),
         picture=_front(table["runs"], *_saved(table, runs)))
 
 
 def _notebooks(root) -> list: return [n for n in sorted((root/"nbs").glob("*.ipynb")) if names(n)]  # of the library
+
+
+def _shown(root, runs) -> list:  # those that are pages of this book; a study elsewhere tells of its cells alone
+    here = any(r["folder"].resolve().is_relative_to(root.resolve()) for r in runs)
+    return _notebooks(root) if here else []
 
 
 def _saved(table, runs) -> tuple[str, Path] | tuple:  # a chapter and the picture that it saved beside its notebook
@@ -175,7 +180,7 @@ def write_sources(
         md.write_text(linked(text, pages), encoding="utf-8")
     for picture in _saved(table, runs)[1:]: shutil.copy(picture, out/f"front{picture.suffix}")
     _write_page(root/"nbs/index.ipynb", values, ran, out/"notation.ipynb", pages)
-    for n in _notebooks(root): _write(out/"library"/f"{module(n)}.ipynb", library_page(n))
+    for n in _shown(root, runs): _write(out/"library"/f"{module(n)}.ipynb", library_page(n))
     below = {(r, c): words for p in contents(table, runs) for c, on in p["chapters"].items()
              for r, words in sisters(p["name"], on, table).items()}
     for r in runs: _write_run(root, r, table, out/r["name"], runs, below)
@@ -193,7 +198,7 @@ def _write_scripts(to):  # from the packages that ship them, so that no page nee
 
 
 def _toc(root, table, runs) -> dict:
-    below = {"library": [{"file": f"library/{module(n)}"} for n in _notebooks(root)],
+    below = {"library": [{"file": f"library/{module(n)}"} for n in _shown(root, runs)],
              "errata": [{"file": f"{name}/errata"} for name in told("errata", table, runs)],
              "rerun": [{"file": f"{r['name']}/about"} for r in runs]}
     return toc(contents(table, runs), table, runs, below)

@@ -186,6 +186,7 @@ def test_a_study_runs_where_it_lies_and_can_be_moved(mine, tmp_path):
     assert planned(mine) == {"data"} and not (mine/"results").exists()
     out, err = run(tmp_path, sys.executable, "-m", "integrated_cell", "run", "my study", "--cores", 1)
     assert out.strip().endswith("my study/results/book/index.html") and (mine/"results/book/index.html").exists()
+    assert not (mine/"results/book/library").exists() and "simulate_cells" in (mine/"results/book/library.html").read_text()
     ran = json.loads((mine/"results/data/run.json").read_text())
     assert ran["parameters"]["results"] == "results" and "integrated-cell run ." in (mine/"results/data/notebook.ipynb").read_text()
     first = Cells.open(mine/"results/data/cells").provenance["content"]
