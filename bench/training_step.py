@@ -1,6 +1,6 @@
 """Is one training step faster than the original's? Both phases, all sides in one process, taken in turn.
 
-    python bench/training_step.py [--sizes "64,96,128:1:4 32,48,64:.25:4"] [--sides "as published;library"] [--steps 3] [--precision auto]
+    python bench/training_step.py [--sizes "32,48,64:.25:4 64,96,128:1:4"] [--sides "as published;library"] [--steps 3] [--precision auto]
 
 A size is shape:width:batch. What is measured is written after each phase of a size, so that a stop loses no more than one; a side
 that does not fit in the GPU's memory is left out. On a GPU the paper's batch of 30 is measured too, and the largest batch that fits is sought by doubling. The sides: the original's schedule (bench/as_published.py: float32, PyTorch's own layers, Adam without
@@ -27,11 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from integrated_cell.integration import conditional, reference
 
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-said.add_argument("--sizes", default="64,96,128:1:4 32,48,64:.25:4" + " 64,96,128:1:30"*torch.cuda.is_available())
+said.add_argument("--sizes", default="32,48,64:.25:4 64,96,128:1:4" + " 64,96,128:1:30"*torch.cuda.is_available())
 said.add_argument("--sides", default="as published;library" + ";library, channels last;library, compiled"*torch.cuda.is_available())
 said.add_argument("--name", default="training_step", help="of the file of results, for other sizes beside these")
 said.add_argument("--no-largest", action="store_true", help="do not seek the largest batch")
-said.add_argument("--steps", type=int, default=3)
+said.add_argument("--steps", type=int, default=3, help="at least; of short steps as many as fill a few seconds")
 said.add_argument("--precision", default="auto", help="of the library's sides, e.g. 32-true")
 a = said.parse_args()
 cuda = torch.cuda.is_available()
@@ -148,7 +148,7 @@ for size in a.sizes.split():
             if not fits(step): print(f"{phase}, {name}: {n} cells do not fit"); del steps[name]; continue
             peak[name] = (torch.cuda.max_memory_allocated() if cuda else 1024*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)/2**30
         taken = {name: [] for name in steps}
-        for _ in range(a.steps):
+        for _ in range(max(a.steps, min(15, int(5/max(map(seconds, steps.values())))))):
             for name, step in steps.items(): taken[name].append(seconds(step))
         median = {name: statistics.median(t) for name, t in taken.items()}
         if "library" in steps:
