@@ -66,13 +66,6 @@ def _variation(a):
     _tell(vary_images(rows, model, prior, a.out, a.n, a.seed, **how), left_out, notes)
 
 
-def _profiler(a):  # of the model that is named: a network of a screen, and what it is; None: it has none
-    from integrated_cell.models import take
-    from integrated_cell.profiling.cytogan import CytoGan
-    parts, source = take(a.model)
-    return next(((m, source) for m in parts.values() if isinstance(m, CytoGan)), None)
-
-
 def _profile(a, model, source):
     from integrated_cell.integration.codes import write_codes
     from integrated_cell.profiling.own import profile_images
@@ -87,10 +80,15 @@ def _profile(a, model, source):
 
 def _encode(a):
     from integrated_cell.integration.codes import encode_images, write_codes
+    from integrated_cell.integration.conditional import Conditional
+    from integrated_cell.models import part_of, take
+    from integrated_cell.profiling.cytogan import CytoGan
     if not a.out.endswith(".parquet"):
         raise BadInput(f"--out {a.out}: codes go into a parquet; end its name in .parquet")
-    if (found := _profiler(a)) is not None: return _profile(a, *found)
-    rows, (model, _, source), left_out, notes = _own_rows(a), _conditional(a, "encode structures"), [], []
+    parts, source = take(a.model)
+    of_screen = next((m for m in parts.values() if isinstance(m, CytoGan)), None)
+    if of_screen is not None: return _profile(a, of_screen, source)
+    model, rows, left_out, notes = part_of(parts, source, Conditional, do="encode structures"), _own_rows(a), [], []
     _tell([write_codes(a.out, encode_images(rows, model, source, left_out, notes))], left_out, notes)
 
 

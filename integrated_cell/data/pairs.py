@@ -96,7 +96,7 @@ def paired_cells(
     validation_fraction: float = 0.,  # share of the others that watches a training, cell by cell
 ) -> Cells:  # channels red (RFP in the cytosol) and green (the protein), 64 x 64
     """Budding yeast with five proteins (Lu et al. 2019). Whole fields are tested; what watches is drawn cell by cell,
-    for a protein has four fields"""
+    for a protein has few fields"""
     images, table = paired_images(folder)
     known = list(table.protein.unique())
     rows = np.flatnonzero(table.protein.isin(_choose(proteins, known, known, folder)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.image import channel_choice, is_pattern, read_image
+from ..data.image import channel_choice, image_name, is_pattern, read_image
 from ..data.plates import CHANNELS, luminance
 from .cytogan import CytoGan, profile_cells
 from ..results import BadInput
@@ -50,7 +50,7 @@ def profile_images(
             if left_out is None: raise
             left_out.append(str(e))
             continue
-        found.append(crop); which.append(dict(cell=Path(path).name.split(".")[0], path=path))
+        found.append(crop); which.append(dict(cell=image_name(path), path=path))
     if not found: raise BadInput(left_out[0] if left_out else "no crop is given; name at least one file")
     numbers = profile_cells(model, np.stack(found), np.arange(len(found)))
     return pd.concat([pd.DataFrame(which), pd.DataFrame(numbers).add_prefix("profile_")], axis=1)
