@@ -68,7 +68,7 @@ def _variation(a):
 
 def _profile(a, model, source):
     from integrated_cell.integration.codes import write_codes
-    from integrated_cell.profiling.own import profile_images
+    from integrated_cell.profiling.crops import profile_images
     for said in ("mask", "nucleus_mask", "label", "cells", "nuclei", "voxel_um"):
         if not getattr(a, said): continue
         option = said.replace("_", "-")
