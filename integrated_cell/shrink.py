@@ -21,7 +21,7 @@ OFF = 6  # grey levels by which a palette may be wrong, root mean square over wh
 PATCH, FAR = 6, 24  # and the mean of no patch of so many pixels a side, such as a colour's key, by more than so many
 
 
-QUALITY = 60  # of WebP
+QUALITY = 50  # of WebP
 
 
 def _flat(picture) -> Image.Image:  # on white, no wider than shown

@@ -1,4 +1,5 @@
 "Fetching from a server of our own: resume, checksums, lock file, mirror first, and what is said offline"
+import gzip
 import hashlib
 import re
 import threading
@@ -216,3 +217,15 @@ def test_every_source_of_the_project_is_sound():
         source = read_source(name)
         assert source.record == (source.files.sha256 == "").any() and source.note
     assert len(read_source("bbbc021").files) == 5 + 55
+
+
+def test_a_packed_list_says_the_same_and_a_damaged_one_is_told(place, server):
+    plain = place/"manifest"/"toy.tsv"
+    said, packed = read_source("toy", place/"manifest").files, place/"manifest"/"toy.tsv.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert read_source("toy", place/"manifest").files.equals(said)
+    for damaged in (packed.read_bytes()[:-20], b"path\turl", b""):
+        packed.write_bytes(damaged)
+        with pytest.raises(BadInput, match="toy.tsv.gz cannot be unpacked|lists no file"):
+            read_source("toy", place/"manifest")

@@ -8,11 +8,14 @@ __all__ = ['Source', 'check_row', 'read_source', 'sources', 'cache_folder', 'Che
 
 # %% ../../nbs/130_data.manifest.ipynb #cd225e15
 import csv
+import gzip
+import io
 import json
 import os
 import re
 import shutil
 import sys
+import zlib
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import chain
@@ -94,13 +97,22 @@ def _placed(row, origin):  # with its address
     if row.get("url") or not origin or row.get("kind") != "original": return row
     return row | {"url": f"{origin}/{quote(row.get('path') or '')}"}
 
+def _listed(path):
+    "What the tsv of a source says, which may be packed, for checksums take room"
+    packed = path.with_name(f"{path.name}.gz")
+    if path.is_file(): return path.read_text()
+    if not packed.is_file():
+        raise BadInput(f"{path} is missing; it lists the files of the source (path, url, bytes, sha256, kind)")
+    try: return gzip.decompress(packed.read_bytes()).decode()
+    except (OSError, EOFError, zlib.error, ValueError) as e:
+        raise BadInput(f"{packed} cannot be unpacked ({e}); restore it, or put the plain {path.name} beside it") from e
+
 def _read_files(path, record, origin):
     "The rows of the tsv of a source, checked; where no url stands the file lies at the origin under its own path"
-    if not path.is_file():
-        raise BadInput(f"{path} is missing; it lists the files of the source (path, url, bytes, sha256, kind)")
-    with open(path, newline="") as f:
-        lines = enumerate(csv.DictReader(f, delimiter="\t"), 2)
-        files = pd.DataFrame([check_row(_placed(row, origin), f"{path.name} line {i}", record) for i, row in lines])
+    rows = []
+    for i, row in enumerate(csv.DictReader(io.StringIO(_listed(path)), delimiter="\t"), 2):
+        rows.append(check_row(_placed(row, origin), f"{path.name} line {i}", record))
+    files = pd.DataFrame(rows)
     if not len(files): raise BadInput(f"{path.name} lists no file; add a row for each")
     twice = files.path[files.path.duplicated()]
     if len(twice): raise BadInput(f"{path.name} lists {twice.iloc[0]} more than once; keep one row a file")
