@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.fabric import Fabric
 
 from integrated_cell.integration import conditional, reference
@@ -207,3 +208,17 @@ def test_the_structure_weighs_what_is_asked(fabric):
                       ((by_channel[0] + 3*by_channel[1] + by_channel[2])/5, sum(by_channel)/3))
     by_hand = torch.cat([(a - b).flatten() for a, b in zip(weighted, mean)])
     assert torch.allclose(change(after) - change(plain), -LR*by_hand, rtol=0, atol=1e-10)
+
+
+def test_the_codes_weigh_what_is_asked(fabric):
+    torch.manual_seed(0)
+    model, b = conditional.Conditional(SHAPE, ["a", "b", "c"], 4, 3, width=1/64, noise=0.), batch()
+    thrice, plain = (one_step(model, partial(conditional.step, weight_codes=w), b, fabric, only="enc_rs")[0]
+                     for w in (3., 1.))
+    m = copy.deepcopy(model)
+    z_r_hat, y_hat, _ = m.enc_rs(b["x"])
+    of_codes = F.mse_loss(z_r_hat, m.enc_r(b["x"][:, [0, 2]])) + F.cross_entropy(y_hat, b["y"])
+    by_hand = torch.cat([g.flatten() for g in torch.autograd.grad(of_codes, [*m.enc_rs.parameters()],
+                                                                  materialize_grads=True)])
+    change = torch.cat([(p - q).flatten() for p, q in zip(thrice.enc_rs.parameters(), plain.enc_rs.parameters())])
+    assert torch.allclose(change, -2*LR*by_hand, rtol=0, atol=1e-10)

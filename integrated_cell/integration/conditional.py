@@ -107,6 +107,7 @@ def step(
     gamma_dec: float = 1e-5,  # weight of the decoding adversary (section 3.3)
     gamma_far: float = 0.,  # weight that holds codes within 3 sd of the prior (the paper: 0)
     weight_s: float = 1.,  # of the structure in the reconstruction, where membrane and DNA have 1 (the paper: 1)
+    weight_codes: float = 1.,  # of the losses of z_r_hat and y_hat beside the reconstruction (the paper: 1)
     lazy: int = 1,  # dec_d_rs has its turn in every so many steps, at so many times its weight (the paper: 1)
 ) -> dict[str, Tensor]:  # named losses, 0-d; those of dec_d_rs in its turns
     "One round of Algorithm 2, with eqs 17 and 18 as descent"
@@ -134,7 +135,7 @@ def step(
         loss_enc_s = nll(together(enc_d_s.module, z_s_gen, z_s)[1], k)
     fabric.backward(weighted, inputs=codes_dec, retain_graph=True)
     through_codes = sum((d.grad*c).sum() for d, c in zip(codes_dec, codes))  # its gradient in enc_rs is `weighted`'s
-    of_codes = loss_z_r + loss_y + gamma_enc*loss_enc_s + gamma_far*far(z_s)
+    of_codes = weight_codes*(loss_z_r + loss_y) + gamma_enc*loss_enc_s + gamma_far*far(z_s)
     descend(fabric, enc_rs, opts["enc_rs"], through_codes + of_codes)
     descend(fabric, dec_rs, opts["dec_rs"], weighted + of_dec)
     losses = dict(loss_x_rs=loss_x_rs, loss_z_r=loss_z_r, loss_y=loss_y, loss_enc_d_s=loss_enc_d_s,
@@ -212,7 +213,7 @@ def fit_both(
     return model.eval(), float(first.seconds.sum() + second.seconds.sum())
 
 # %% ../../nbs/510_integration.conditional.ipynb #4850a0cf
-_WEIGHTS = "gamma_enc", "gamma_dec", "gamma_far", "weight_s", "lazy"
+_WEIGHTS = "gamma_enc", "gamma_dec", "gamma_far", "weight_s", "weight_codes", "lazy"
 
 def fit_steps(
     reference: Reference,  # phase 1
