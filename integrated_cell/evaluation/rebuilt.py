@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'window_side', 'measures', 'camera_mean', 'rebuild', 'class_means', 'redrawn', 'summary', 'lost',
-           'ranked_cells', 'rebuilt_correlation', 'pictured']
+           'ranked_cells', 'rebuilt_correlation', 'sought_correlation', 'pictured']
 
 # %% ../../nbs/460_evaluation.rebuilt.ipynb #0002
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from skimage.metrics import structural_similarity
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy
+from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits, softmax
 
 from ..claims import Estimate, mean_interval
 from ..data.cells import CHANNELS_R
@@ -168,6 +168,30 @@ def rebuilt_correlation(
                       in_batches(of, cells, rows, batch_size, next(model.parameters()).device))
              for name, rows in parts.items()]
     return pd.concat(found, ignore_index=True)
+
+# %% ../../nbs/460_evaluation.rebuilt.ipynb #b5b9f2fb
+def sought_correlation(
+    model,  # Conditional, in eval mode
+    cells,  # Cells
+    rows: np.ndarray,  # (n,) which of them
+    name: str,  # of the answer
+    n_steps: int = 20,  # of Adam; with many, codes leave the prior
+    lr: float = .05,  # in standard deviations of z_s
+    batch_size: int = 30,
+) -> pd.DataFrame:  # answer, cell, channel (structure), value (Pearson correlation)
+    "Correlation of the structure where z_s was sought by descent of its cross-entropy (eq. 4)"
+    def of(x):
+        z_r_hat, y_hat, z_s = model.enc_rs(x)
+        drawn = partial(model.dec_rs, z_r_hat, softmax(y_hat, 1))
+        with torch.enable_grad():
+            opt = torch.optim.Adam([z := z_s.detach().requires_grad_()], lr)
+            for _ in range(n_steps):
+                lost = binary_cross_entropy_with_logits(drawn(z)[:, 1], x[:, 1], reduction="sum")
+                z.grad, = torch.autograd.grad(lost, z)
+                opt.step()
+        return image_correlation(torch.sigmoid(drawn(z.detach()))[:, 1:2], x[:, 1:2])
+    found = in_batches(of, cells, rows, batch_size, next(model.parameters()).device)
+    return per_cell(name, rows, ["structure"], found)
 
 # %% ../../nbs/460_evaluation.rebuilt.ipynb #1044a496
 def pictured(
