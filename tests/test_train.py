@@ -421,6 +421,14 @@ def test_further_finishes_what_was_stopped_first(tmp_path):
     assert same(run(tmp_path/"b", anneal=.5, further=2)[0], straight)
 
 
+def test_further_epochs_may_be_of_another_precision_but_not_change_it_on_the_way(tmp_path):
+    run(tmp_path)
+    run(tmp_path, further=2, precision="bf16-mixed")
+    with pytest.raises(BadInput) as e: run(tmp_path, further=4, precision="32-true")
+    assert "precision was bf16-mixed and is 32-true" in said(e)
+    run(tmp_path, further=4, precision="bf16-mixed")
+
+
 def test_further_epochs_want_their_own_run(tmp_path, capsys):
     with pytest.raises(BadInput) as e: run(tmp_path, further=2)
     assert "no checkpoint of this run that could be trained 2 epochs further (there is none)" in said(e)

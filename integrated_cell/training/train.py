@@ -369,9 +369,10 @@ def _as_known(was: dict, now: dict) -> dict:
     return now | {"data": {k: v for k, v in of[1].items() if k != "content"}}
 
 def _differences(run: Run, meta: dict) -> list[str]:
-    "Why a checkpoint is not one of this run; a run that is trained further may be annealed otherwise"
+    "Why a checkpoint is not one of this run; what is trained further may be annealed, and begin, in another way"
     was, now = meta["settings"], _as_known(meta["settings"], run.settings)
     free = {"devices", "anneal", "patience"} if run.further else {"devices"}
+    if run.further and not meta.get("further"): free |= {"precision"}  # the weights that stand know of none
     if run.further and None in (was.get("n_epochs"), now.get("n_epochs")): free |= {"n_epochs"}
     why = [_change(k, was.get(k), now.get(k)) for k in now | was if was.get(k) != now.get(k) and k not in free]
     asked, further = meta.get("asked", 0), meta.get("further", 0)
