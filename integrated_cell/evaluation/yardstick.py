@@ -107,7 +107,8 @@ def near_0(
     return [c for c, (median, mad) in found.items() if abs(median) <= 2*mad]
 
 
-ALIKE = (("Arp3", "Fim1"), ("Tea1", "Tea4"))  # at the actin patches both, at the tips both (section 3.2)
+ALIKE = (("Arp3", "Fim1"), ("Tea1", "Tea4"),  # at the actin patches both, at the tips both (section 3.2)
+         ("AAC1", "AAC3"), ("AAH1", "AAP1"))  # of budding yeast: in mitochondria both, all through the cell both
 
 
 def resembling(
