@@ -422,7 +422,7 @@ def latent(
     z: np.ndarray,  # (n, d) embeddings
     groups: Sequence | None = None,  # n names or class numbers that colour the points
     names: Sequence[str] | None = None,  # names of the class numbers
-    rng: np.random.Generator | None = None,  # draws the two dimensions of the left plot; None: the first two
+    rng: np.random.Generator | None = None,  # draws the two dimensions of the upper plot; None: the first two
     symbol: str = "z",  # e.g. "z_r"
 ) -> Figure:
     "Embeddings beside the standard normal prior (Figure S4)"
@@ -434,7 +434,7 @@ def latent(
     reach = max(3.2, 1.05 * np.abs(z[:, [i, j]]).max())
     ax.set(xlabel=f"{symbol}[{i}]", ylabel=f"{symbol}[{j}]", aspect="equal",
            xlim=(-reach, reach), ylim=(-reach, reach), title="circles: 1 and 2 sd of the prior")
-    for label, values, prior in (("mean, median size", z.mean(0), 0), ("sd, median", z.std(0), 1)):
+    for label, values, prior in (("mean, median size", z.mean(0), 0), ("sd, median", z.std(0, ddof=1), 1)):
         every.axhline(prior, color="0.3", lw=1, ls="--")
         every.plot(values, ".", ms=6, label=f"{label} {np.median(np.abs(values)):.2f}")
     every.locator_params(axis="x", integer=True)
