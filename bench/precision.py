@@ -1,6 +1,6 @@
 """Does training in another precision change what a model can do? Pairs of runs with equal seeds, one in float32 and one not.
 
-    python bench/precision.py --seconds 0        # to the end, hours on one core; can be stopped, and goes on when called again
+    python bench/precision.py --seconds 0 --cells 2000   # to the end; can be stopped, and goes on when called again
 
 A pair trains both phases with the settings of a config (quick) on the same cells, from the same weights, with the same batches
 and noise; then both models, evaluated in float32, judge the same held-out cells. By default a call trains for 50 seconds, keeps
