@@ -19,7 +19,7 @@ from ..data.cells import CHANNELS_R
 from ..evaluation.metrics import in_batches
 from ..training.batch import share
 from ..training.descent import descend, has_turn, together
-from ..training.losses import far, moments, mse, nll, weighted_bce
+from ..training.losses import far, mse, nll, weighted_bce
 from ..training.networks import Dec, DecD, Enc, EncD
 from ..training.norms import settle, some_batches
 from .reference import Reference, optimisers
@@ -106,7 +106,6 @@ def step(
     gamma_enc: float = 1e-4,  # weight of the encoding adversary (section 3.3)
     gamma_dec: float = 1e-5,  # weight of the decoding adversary (section 3.3)
     gamma_far: float = 0.,  # weight that holds codes within 3 sd of the prior (the paper: 0)
-    gamma_moments: float = 0.,  # weight that holds z_s to N(0, I) by its moments, whatever z_r and y (the paper: 0)
     weight_s: float = 1.,  # of the structure in the reconstruction, where membrane and DNA have 1 (the paper: 1)
     weight_codes: float = 1.,  # of the losses of z_r_hat and y_hat beside the reconstruction (the paper: 1)
     lazy: int = 1,  # dec_d_rs has its turn in every so many steps, at so many times its weight (the paper: 1)
@@ -137,8 +136,6 @@ def step(
     fabric.backward(weighted, inputs=codes_dec, retain_graph=True)
     through_codes = sum((d.grad*c).sum() for d, c in zip(codes_dec, codes))  # its gradient in enc_rs is `weighted`'s
     of_codes = weight_codes*(loss_z_r + loss_y) + gamma_enc*loss_enc_s + gamma_far*far(z_s)
-    known = torch.cat([k**.5*F.one_hot(y, k), z_r], 1)
-    if gamma_moments: of_codes = of_codes + gamma_moments*moments(z_s, known)
     descend(fabric, enc_rs, opts["enc_rs"], through_codes + of_codes)
     descend(fabric, dec_rs, opts["dec_rs"], weighted + of_dec)
     losses = dict(loss_x_rs=loss_x_rs, loss_z_r=loss_z_r, loss_y=loss_y, loss_enc_d_s=loss_enc_d_s,
@@ -216,7 +213,7 @@ def fit_both(
     return model.eval(), float(first.seconds.sum() + second.seconds.sum())
 
 # %% ../../nbs/510_integration.conditional.ipynb #4850a0cf
-_WEIGHTS = "gamma_enc", "gamma_dec", "gamma_far", "gamma_moments", "weight_s", "weight_codes", "lazy"
+_WEIGHTS = "gamma_enc", "gamma_dec", "gamma_far", "weight_s", "weight_codes", "lazy"
 
 def fit_steps(
     reference: Reference,  # phase 1

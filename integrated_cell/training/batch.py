@@ -62,13 +62,6 @@ class Share:
         dist.all_reduce(whole)
         return whole[torch.randperm(self.n).to(y.device)[self.rank::self.world]]
 
-    def whole(self, x: Tensor) -> Tensor:  # x (m, ...) of this share
-        "The whole batch's rows; gradients find their way back"
-        if self.world == 1: return x
-        rows = x.new_zeros(self.n, *x.shape[1:])
-        rows[self.rank::self.world] = x
-        return _Total.apply(rows)
-
     def mean(self, loss: Tensor) -> Tensor:  # loss 0-d, a mean over this share
         "Weighted so that the mean over all processes is the mean over the whole batch"
         return loss if self.world == 1 else loss*(self.size*self.world/self.n)

@@ -359,7 +359,7 @@ def _change(name: str, was, now) -> str:
     if not (isinstance(was, dict) and isinstance(now, dict)): return f"{name} was {was} and is {now}"
     return ", ".join(_change(f"{name} {k}", was.get(k), now.get(k)) for k in now | was if was.get(k) != now.get(k))
 
-_USUAL = dict(lazy=1, weight_s=1., weight_codes=1., gamma_moments=0.)  # what the first checkpoints could not say
+_USUAL = {"lazy": 1, "weight_s": 1., "weight_codes": 1.}  # what the first checkpoints could not say
 
 def _as_known(was: dict, now: dict) -> dict:
     "Checkpoints of a release that did not know a setting, or what a store holds, are not held to it"
