@@ -45,8 +45,8 @@ def train(phase, out, devices=1, epochs=3, cells=None, **more):
     cells = cells or Cells()
     model, step = reference.Reference((4, 8, 8), 4, 1/16), reference.step
     if phase == "conditional":
-        model = conditional.Conditional.after(model, ["a", "b", "c"], 4)
-        step = functools.partial(conditional.step, enc_r=model.enc_r)
+        model = conditional.Conditional.after(model, ["a", "b", "c"], 4, held=True)
+        step = functools.partial(conditional.step, enc_r=model.enc_r, moments=model.moments, gamma_moments=.1)
     model.to(cells.dtype)
     history = fit(model, step, reference.optimisers(model), cells, epochs, out, accelerator="cpu", devices=devices, show=False, **more)
     return model, history

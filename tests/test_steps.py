@@ -222,3 +222,20 @@ def test_the_codes_weigh_what_is_asked(fabric):
                                                                   materialize_grads=True)])
     change = torch.cat([(p - q).flatten() for p, q in zip(thrice.enc_rs.parameters(), plain.enc_rs.parameters())])
     assert torch.allclose(change, -2*LR*by_hand, rtol=0, atol=1e-10)
+
+
+def test_moments_weigh_what_is_asked(fabric):
+    torch.manual_seed(0)
+    model, b = conditional.Conditional(SHAPE, ["a", "b", "c"], 4, 3, width=1/64, noise=0., held=True), batch()
+    model.moments.of_code.copy_(torch.eye(3)*2)
+    plain, held = (one_step(model, partial(conditional.step, gamma_moments=g, moments=m), b, fabric, only="enc_rs")[0]
+                   for g, m in ((0., None), (.5, copy.deepcopy(model).moments)))
+    m = copy.deepcopy(model)
+    z_s, z_r, y = m.enc_rs(b["x"])[2], m.enc_r(b["x"][:, [0, 2]]), b["y"]
+    f, z = torch.cat([3**.5*F.one_hot(y, 3), z_r], 1), z_s.detach()
+    of_code, with_known = .98*model.moments.of_code + .02*z.T@z/len(z), .02*z.T@f/len(z)
+    by_hand = sum(((with_known@f[i])@z_s[i] + z[i]@(of_code - torch.eye(3))@z_s[i]/2)/len(z) for i in range(len(z)))
+    of_all = torch.cat([g.flatten() for g in torch.autograd.grad(by_hand, [*m.enc_rs.parameters()],
+                                                                 materialize_grads=True)])
+    change = torch.cat([(p - q).flatten() for p, q in zip(held.enc_rs.parameters(), plain.enc_rs.parameters())])
+    assert change.abs().max() > 0 and torch.allclose(change, -.5*LR*of_all, rtol=0, atol=1e-10)

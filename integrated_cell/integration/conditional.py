@@ -19,7 +19,7 @@ from ..data.cells import CHANNELS_R
 from ..evaluation.metrics import in_batches
 from ..training.batch import share
 from ..training.descent import descend, has_turn, together
-from ..training.losses import far, mse, nll, weighted_bce
+from ..training.losses import Moments, far, mse, nll, weighted_bce
 from ..training.networks import Dec, DecD, Enc, EncD
 from ..training.norms import settle, some_batches
 from .reference import Reference, optimisers
@@ -40,6 +40,7 @@ class Conditional(nn.Module):
         noise: float = .01,  # white noise on the input of dec_d_rs
         voxel_um: tuple[float, ...] | None = None,  # voxel size of the images it is trained on, kept with the weights
         width_r: float | None = None,  # of Enc^r, where phase 1 had another
+        held: bool = False,  # whether its training holds z_s by running moments
     ):
         super().__init__()
         self.classes, k = list(classes), len(classes)
@@ -52,6 +53,8 @@ class Conditional(nn.Module):
         self.dec_rs = Dec(shape, 3, n_latent_r + k + n_latent_s, width)
         self.enc_d_s = EncD(n_latent_s, k + 1, width)
         self.dec_d_rs = DecD(shape, 3, k + 1, noise, width, norm_first=True)
+        self.moments = Moments(n_latent_s, k + n_latent_r) if held else None
+        if held: self.settings["held"], self.adversaries = True, (*self.adversaries, "moments")
         self.train()
 
     @classmethod
@@ -60,11 +63,12 @@ class Conditional(nn.Module):
         classes: list[str],
         n_latent_s: int = 128,  # width of z_s
         width: float = 0.,  # scales all hidden layers; 0: as in phase 1
+        held: bool = False,  # whether its training holds z_s by running moments
     ) -> "Conditional":
         "A new phase-2 model on a trained phase-1 model"
         s = dict(reference.settings)
         kept = {k: s[k] for k in ("shape", "noise", "voxel_um")} | dict(width=width or s["width"], width_r=s["width"])
-        model = cls(**kept, classes=classes, n_latent_r=s["n_latent"], n_latent_s=n_latent_s)
+        model = cls(**kept, classes=classes, n_latent_r=s["n_latent"], n_latent_s=n_latent_s, held=held)
         model.enc_r.load_state_dict(reference.enc_r.state_dict())
         return model
 
@@ -103,9 +107,11 @@ def step(
     batch: dict[str, Tensor],  # x (n, 3, *shape) in [0, 1], y (n,)
     fabric,  # lightning Fabric
     enc_r: nn.Module,  # of phase 1, frozen: gives the target z_r
+    moments: Moments | None = None,  # of a model that is held
     gamma_enc: float = 1e-4,  # weight of the encoding adversary (section 3.3)
     gamma_dec: float = 1e-5,  # weight of the decoding adversary (section 3.3)
     gamma_far: float = 0.,  # weight that holds codes within 3 sd of the prior (the paper: 0)
+    gamma_moments: float = 0.,  # weight that holds z_s to N(0, I) by its moments, whatever z_r and y (the paper: 0)
     weight_s: float = 1.,  # of the structure in the reconstruction, where membrane and DNA have 1 (the paper: 1)
     weight_codes: float = 1.,  # of the losses of z_r_hat and y_hat beside the reconstruction (the paper: 1)
     lazy: int = 1,  # dec_d_rs has its turn in every so many steps, at so many times its weight (the paper: 1)
@@ -136,6 +142,8 @@ def step(
     fabric.backward(weighted, inputs=codes_dec, retain_graph=True)
     through_codes = sum((d.grad*c).sum() for d, c in zip(codes_dec, codes))  # its gradient in enc_rs is `weighted`'s
     of_codes = weight_codes*(loss_z_r + loss_y) + gamma_enc*loss_enc_s + gamma_far*far(z_s)
+    if moments is not None:
+        of_codes = of_codes + gamma_moments*moments(z_s, torch.cat([k**.5*F.one_hot(y, k), z_r], 1))
     descend(fabric, enc_rs, opts["enc_rs"], through_codes + of_codes)
     descend(fabric, dec_rs, opts["dec_rs"], weighted + of_dec)
     losses = dict(loss_x_rs=loss_x_rs, loss_z_r=loss_z_r, loss_y=loss_y, loss_enc_d_s=loss_enc_d_s,

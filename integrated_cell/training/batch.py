@@ -62,6 +62,14 @@ class Share:
         dist.all_reduce(whole)
         return whole[torch.randperm(self.n).to(y.device)[self.rank::self.world]]
 
+    def whole(self, x: Tensor) -> Tensor:  # x (m, ...) of this share
+        "The whole batch's rows, without gradients"
+        if self.world == 1: return x.detach()
+        rows = x.new_zeros(self.n, *x.shape[1:])
+        rows[self.rank::self.world] = x.detach()
+        dist.all_reduce(rows)
+        return rows
+
     def mean(self, loss: Tensor) -> Tensor:  # loss 0-d, a mean over this share
         "Weighted so that the mean over all processes is the mean over the whole batch"
         return loss if self.world == 1 else loss*(self.size*self.world/self.n)

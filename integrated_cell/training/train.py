@@ -359,7 +359,7 @@ def _change(name: str, was, now) -> str:
     if not (isinstance(was, dict) and isinstance(now, dict)): return f"{name} was {was} and is {now}"
     return ", ".join(_change(f"{name} {k}", was.get(k), now.get(k)) for k in now | was if was.get(k) != now.get(k))
 
-_USUAL = {"lazy": 1, "weight_s": 1., "weight_codes": 1.}  # what the first checkpoints could not say
+_USUAL = dict(lazy=1, weight_s=1., weight_codes=1., gamma_moments=0.)  # old checkpoints cannot say
 
 def _as_known(was: dict, now: dict) -> dict:
     "Checkpoints of a release that did not know a setting, or what a store holds, are not held to it"
@@ -611,15 +611,17 @@ def end_others() -> None:
 LAID = "laid"  # beside a model that was kept: no training of this machine made it
 
 
-def _as_laid(model: nn.Module, out: Path, further: int) -> pd.DataFrame:  # its history
+def _as_laid(model: nn.Module, out: Path, n_epochs: int, further: int) -> pd.DataFrame:  # its history
     "A kept model as it stands after its training, but for its adversaries, which are as they were before"
-    if further: raise BadInput(f"further = {further}, but the model in {out} was kept without what training needs; "
-                               "train one anew, or leave further out")
+    history = pd.read_csv(out/"history.csv")
+    if further and not n_epochs < len(history) <= n_epochs + further:
+        raise BadInput(f"further = {further}, but the model in {out} had {len(history)} epochs and was kept without what "
+                       "training needs; train one anew, or leave further out")
     kept = load(out, type(model))
     model.without = kept.without
     model.load_state_dict(kept.state_dict(), strict=False)
     model.eval()
-    return pd.read_csv(out/"history.csv")
+    return history
 
 # %% ../../nbs/380_training.train.ipynb #d1f8da1d
 PRECISIONS = "32-true", "64-true", "bf16-mixed", "bf16-true"
@@ -666,7 +668,7 @@ def fit(
     plan = dict(n_epochs=n_epochs, further=further, anneal=anneal, patience=patience)
     plan |= dict(watch=watch, watch_every=watch_every)
     _check_plan(devices, precision, plan)
-    if (Path(out)/LAID).is_file(): return _as_laid(model, Path(out), further)
+    if (Path(out)/LAID).is_file(): return _as_laid(model, Path(out), n_epochs, further)
     args = model, step, opts, batches, Path(out), seed, settings or {}, plan, save_every_s, show, keep or {}
     fabric = processes(accelerator, devices, precision)
     if fabric.world_size > 1 and not getattr(getattr(step, "func", step), "shared", False):
