@@ -615,8 +615,8 @@ def _as_laid(model: nn.Module, out: Path, n_epochs: int, further: int) -> pd.Dat
     "A kept model as it stands after its training, but for its adversaries, which are as they were before"
     history = pd.read_csv(out/"history.csv")
     if further and not n_epochs < len(history) <= n_epochs + further:
-        raise BadInput(f"further = {further}, but the model in {out} had {len(history)} epochs and was kept without what "
-                       "training needs; train one anew, or leave further out")
+        raise BadInput(f"further = {further}, but the model in {out} had {len(history)} epochs and was kept without "
+                       "what training needs; train one anew, or leave further out")
     kept = load(out, type(model))
     model.without = kept.without
     model.load_state_dict(kept.state_dict(), strict=False)
