@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 
 from integrated_cell.integration import conditional, reference
+from integrated_cell.results import BadInput
 
 LR, GAMMA_ENC, GAMMA_DEC, SHAPE = .1, .3, .2, (4, 6, 8)
 
@@ -239,3 +240,6 @@ def test_moments_weigh_what_is_asked(fabric):
                                                                  materialize_grads=True)])
     change = torch.cat([(p - q).flatten() for p, q in zip(held.enc_rs.parameters(), plain.enc_rs.parameters())])
     assert change.abs().max() > 0 and torch.allclose(change, -.5*LR*of_all, rtol=0, atol=1e-10)
+    with pytest.raises(BadInput, match="held=True"):
+        one_step(conditional.Conditional(SHAPE, ["a", "b", "c"], 4, 3, width=1/64), partial(conditional.step, gamma_moments=.5),
+                 b, fabric, only="enc_rs")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..data.cells import CHANNELS_R
 from ..evaluation.metrics import in_batches
+from ..results import BadInput
 from ..training.batch import share
 from ..training.descent import descend, has_turn, together
 from ..training.losses import Moments, far, mse, nll, weighted_bce
@@ -117,6 +118,8 @@ def step(
     lazy: int = 1,  # dec_d_rs has its turn in every so many steps, at so many times its weight (the paper: 1)
 ) -> dict[str, Tensor]:  # named losses, 0-d; those of dec_d_rs in its turns
     "One round of Algorithm 2, with eqs 17 and 18 as descent"
+    if gamma_moments and moments is None:
+        raise BadInput("gamma_moments needs the moments of a model that is held; make it with held=True")
     enc_rs, dec_rs, enc_d_s, x, y = nets["enc_rs"], nets["dec_rs"], nets["enc_d_s"], batch["x"], batch["y"]
     with torch.no_grad(), fabric.autocast(): z_r = enc_r(x[:, CHANNELS_R]).to(x.dtype)
     turn, (z_r_hat, y_hat, z_s) = has_turn(opts["dec_rs"], lazy), enc_rs(x)
@@ -142,7 +145,7 @@ def step(
     fabric.backward(weighted, inputs=codes_dec, retain_graph=True)
     through_codes = sum((d.grad*c).sum() for d, c in zip(codes_dec, codes))  # its gradient in enc_rs is `weighted`'s
     of_codes = weight_codes*(loss_z_r + loss_y) + gamma_enc*loss_enc_s + gamma_far*far(z_s)
-    if moments is not None:
+    if gamma_moments:
         of_codes = of_codes + gamma_moments*moments(z_s, torch.cat([k**.5*F.one_hot(y, k), z_r], 1))
     descend(fabric, enc_rs, opts["enc_rs"], through_codes + of_codes)
     descend(fabric, dec_rs, opts["dec_rs"], weighted + of_dec)
