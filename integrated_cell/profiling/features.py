@@ -119,7 +119,7 @@ def _sign(images, *settings):
 def measure(
     images: np.ndarray,  # (n, 3, Y, X) uint8, or float in [0, 1]; DNA, tubulin, actin; numpy or zarr
     pixel_um: float | None = None,  # size of a pixel; None: areas in pixels
-    block: int = 128,  # cells at a time; changes nothing but memory
+    block: int = 32,  # cells at a time; changes nothing but memory
     out: str | Path | None = None,  # folder that keeps what is measured; what was stopped goes on from there
     workers: int = 1,  # processes that measure
     show: bool = False,  # a bar
