@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TURNED', 'LOSSES', 'FORMS', 'with_outline', 'hazed', 'view', 'vicreg', 'simclr', 'Viewer', 'begin', 'Partners',
-           'step', 'profiles_of', 'known_again', 'learn', 'open_views', 'OfStains']
+           'step', 'profiles_of', 'known_again', 'learn', 'read_out', 'reads', 'open_views', 'OfStains']
 
 # %% ../../nbs/825_profiling.views.ipynb #759e1630
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
 from ..data.batches import Moves, seen, turned
@@ -239,6 +240,32 @@ def learn(
     settings = dict(loss=loss, lr=lr, within=known is not None, **{k: str(v) for k, v in seen.items()})
     history = fit(model, one, opts, batches, n_epochs, folder, seed, settings, **fitting)
     return model.eval(), history
+
+# %% ../../nbs/825_profiling.views.ipynb #0da4c838
+def read_out(
+    profile: np.ndarray,  # (n, d)
+    known: np.ndarray,  # (n, k) properties of the same cells
+    n_fit: int,  # the first n_fit cells are fitted to, the others asked about
+) -> np.ndarray:  # (n - n_fit, k) share of each property's variance that is read; the mean over cells is R^2
+    "What a linear function of a profile tells of cells that it was not fitted to (Alain & Bengio 2017)"
+    x, y = np.asarray(profile, float), np.asarray(known, float)
+    x, y = ((v - v[:n_fit].mean(0))/np.maximum(v[:n_fit].std(0), 1e-9) for v in (x, y))
+    fitted = RidgeCV(np.logspace(-1, 5, 13), alpha_per_target=True).fit(x[:n_fit], y[:n_fit])
+    asked = y[n_fit:]
+    return 1 - (fitted.predict(x[n_fit:]).reshape(asked.shape) - asked)**2/asked.var(0)
+
+
+def reads(
+    profiles: Mapping[str, np.ndarray],  # method: (n, d)
+    table: pd.DataFrame,  # n rows of a store; what is known of a simulated cell is called true_*
+    n_fit: int,  # as in `read_out`
+) -> pd.DataFrame:  # method, number, value: a row a number of a cell that was asked about; none for other cells
+    "What each method's profile tells of the numbers that simulated cells were drawn from"
+    known = table.filter(like="true_")
+    names = [c[5:].replace("_", " ") for c in known]
+    every = {m: pd.DataFrame(read_out(x, known, n_fit), columns=names) for m, x in profiles.items() if names}
+    long = pd.concat(every, names=["method"]).reset_index("method") if every else pd.DataFrame(columns=["method"])
+    return long.melt("method", var_name="number")
 
 # %% ../../nbs/825_profiling.views.ipynb #fc6720bd
 FORMS = {"one cell, two views": "cell", "one treatment, two views": "treatment"}  # and the folder of each
