@@ -256,16 +256,16 @@ def read_out(
 
 
 def reads(
-    profiles: Mapping[str, np.ndarray],  # method: (n, d)
+    profiles: Mapping[str, np.ndarray],  # model: (n, d)
     table: pd.DataFrame,  # n rows of a store; what is known of a simulated cell is called true_*
     n_fit: int,  # as in `read_out`
-) -> pd.DataFrame:  # method, number, value: a row a number of a cell that was asked about; none for other cells
-    "What each method's profile tells of the numbers that simulated cells were drawn from"
+) -> pd.DataFrame:  # model, number, value: a row a number of a cell that was asked about; none for other cells
+    "What each model's profile tells of the numbers that simulated cells were drawn from"
     known = table.filter(like="true_")
     names = [c[5:].replace("_", " ") for c in known]
     every = {m: pd.DataFrame(read_out(x, known, n_fit), columns=names) for m, x in profiles.items() if names}
-    long = pd.concat(every, names=["method"]).reset_index("method") if every else pd.DataFrame(columns=["method"])
-    return long.melt("method", var_name="number")
+    long = pd.concat(every, names=["model"]).reset_index("model") if every else pd.DataFrame(columns=["model"])
+    return long.melt("model", var_name="number")
 
 # %% ../../nbs/825_profiling.views.ipynb #fc6720bd
 FORMS = {"one cell, two views": "cell", "one treatment, two views": "treatment"}  # and the folder of each
