@@ -19,9 +19,11 @@ from .results import BadInput
 from .standing import markdown_table
 
 # %% ../nbs/910_contents.ipynb #e9c57161
-def _took(folder: Path) -> dict:  # run.json of a chapter; seconds: all of a training that went on from a checkpoint
+def _took(folder: Path) -> dict:  # run.json of a chapter; seconds: at least its training's, whenever that was
     ran, metrics = (json.loads((folder/f).read_text(encoding="utf-8")) for f in ("run.json", "metrics.json"))
-    seconds = max(ran["seconds"], metrics.get("seconds", 0), metrics.get("training_seconds", 0))
+    used = re.search(r"(\d+) used", ran["device"])
+    training = 3600*metrics.get("core_hours", 0)/int(used[1] if used else 1)
+    seconds = max(ran["seconds"], metrics.get("seconds", 0), metrics.get("training_seconds", 0), training)
     return ran | {"seconds": seconds, "device": re.sub(r"\b1 cores", "1 core", ran["device"])}
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TURNED', 'LOSSES', 'FORMS', 'with_outline', 'hazed', 'view', 'vicreg', 'simclr', 'Viewer', 'begin', 'Partners',
-           'step', 'profiles_of', 'known_again', 'learn', 'read_out', 'reads', 'open_views', 'OfStains']
+           'groups_of', 'step', 'profiles_of', 'known_again', 'learn', 'read_out', 'reads', 'open_views', 'OfStains']
 
 # %% ../../nbs/825_profiling.views.ipynb #759e1630
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +52,7 @@ def hazed(
     most: float = .5,  # 1: up to two passes of a binomial kernel and .06 more light
 ) -> Tensor:  # (n, c, Y, X) in [0, 1]
     "As another focus and another background might have shown them, by PyTorch's noise"
+    if not 0 <= most <= 1: raise BadInput(f"haze = {most}: give a share from 0 to 1")
     n, c = x.shape[:2]
     row, share = torch.tensor([.25, .5, .25]).to(x), most*torch.rand(n, 1, 1, 1).to(x)
     kernel = (row[:, None]*row).expand(c, 1, 3, 3)
@@ -86,7 +87,7 @@ def vicreg(
     d, terms = a.shape[1], [F.mse_loss(a, b), 0., 0.]
     where = F.one_hot(torch.zeros(len(a), dtype=torch.long, device=a.device) if group is None else group).to(a)
     where = where[:, where.any(0)]
-    free = len(a) - where.shape[1]
+    free = max(1, len(a) - where.shape[1])
     for z in (a, b):
         z = z - where@(where.T@z/where.sum(0)[:, None])
         cov = z.T@z/free
@@ -169,6 +170,19 @@ class Partners:
         return torch.from_numpy(x).float()/255
 
 
+def groups_of(
+    table: pd.DataFrame,  # of a store
+    within: str,  # a column; empty: none
+) -> np.ndarray | None:  # (n,) number of each cell's group; None: all are one
+    "Within which cells are held apart; those that a column says nothing of are a group of their own"
+    if not within: return None
+    if within not in table:
+        raise BadInput(f"the table has no column '{within}' to hold cells apart within; it has {', '.join(table)}")
+    code = pd.factorize(table[within], use_na_sentinel=False)[0]
+    if np.bincount(code).max() > 1: return code
+    raise BadInput(f"every cell has a {within} of its own, so none would be held apart; take another column (within)")
+
+
 def step(
     nets: Mapping[str, nn.Module],  # body and projector, set up by Fabric
     opts: Mapping[str, torch.optim.Optimizer],  # one a network
@@ -224,7 +238,7 @@ def learn(
     n_epochs: int,
     loss: str = "simclr",  # one of `LOSSES`
     partners: Partners | None = None,  # as `step` takes them
-    groups: np.ndarray | None = None,  # (all cells,) of anything: cells are held apart within each; None: all are one
+    groups: np.ndarray | None = None,  # of `groups_of`
     lr: float = 1e-3,  # Adam
     seed: int = 0,
     seen: Mapping = {},  # of `view`: moves, alone, haze
@@ -235,7 +249,7 @@ def learn(
     if loss not in LOSSES: raise BadInput(f"the loss '{loss}' is not known; choose {' or '.join(LOSSES)}")
     model = begin(shape, seed=seed, **network)
     opts = {k: torch.optim.Adam(net.parameters(), lr) for k, net in model.named_children()}
-    known = None if groups is None else torch.from_numpy(pd.factorize(np.asarray(groups))[0])
+    known = None if groups is None else torch.as_tensor(groups)
     one = partial(step, partners=partners, groups=known, loss=LOSSES[loss], **seen)
     settings = dict(loss=loss, lr=lr, within=known is not None, **{k: str(v) for k, v in seen.items()})
     history = fit(model, one, opts, batches, n_epochs, folder, seed, settings, **fitting)
