@@ -43,43 +43,49 @@ def needed(
     aims: pd.DataFrame,  # of `read_aims`, with keys "chapter.name"
 ) -> list[str]:
     "The chapters whose numbers a table of aims asks for"
-    keys = [k for c in ("key", "times", "beside_key") for k in aims[c]]
+    keys = [k for c in ("key", "times", "beside_key") for text in aims[c] for k in text.split("; ")]
     return sorted({k.split(".")[0] for k in keys if "." in k})
 
 
 def beside(
-    met: pd.DataFrame,  # of `claims.against_aims`, with beside and beside_key
+    met: pd.DataFrame,  # of `claims.against_aims`, with beside and beside_key; of several, "; " stands between
     found: Mapping[str, Estimate],  # of `claims.readings`
 ) -> list[str]:  # a text a row, e.g. "mean image 0.46"; empty where nothing stands beside it
     "What each number is to be read against"
-    at = [digits(found[k].value) if k in found else "" if "." in k else k for k in met.beside_key]
-    return [f"{what} {v}" if v else "" for what, v in zip(met.beside, at)]
+    def at(k): return digits(found[k].value) if k in found else "" if "." in k else k
+    rows = [zip(what.split("; "), map(at, keys.split("; "))) for what, keys in zip(met.beside, met.beside_key)]
+    return ["; ".join(f"{what} {v}" for what, v in row if v) for row in rows]
 
 # %% ../nbs/060_aims.ipynb #acdf39d3
 def over_aim(
     met: pd.DataFrame,  # of `claims.against_aims`
     highest: float = 2.,  # larger ratios are drawn there
 ) -> pd.DataFrame:  # the rows that have an aim and a number; value, low, high as ratios, 1 is the aim
-    "How far every number is from its aim"
+    "How far every number is from its aim; of an aim with two ends, from the end that it keeps less well"
     met = met[met.aim.notna() & met.value.notna()]
     more, aim = (met.sense == "≥").to_numpy()[:, None], met.aim.to_numpy(float)[:, None]
     number = met[["value", "low", "high"]].to_numpy(float)
     with np.errstate(divide="ignore"): ratio = np.where(more, number/aim, aim/np.maximum(number, 0))
     ratio[~more[:, 0], 1:] = ratio[~more[:, 0], :0:-1]  # the ends change places
-    return met.assign(**dict(zip(("value", "low", "high"), np.clip(ratio, 0, highest).T)))
+    far = met.assign(**dict(zip(("value", "low", "high"), np.clip(ratio, 0, highest).T)))
+    by = [c for c in ("what", "on") if c in far]
+    return far.loc[sorted(far.groupby(by, sort=False).value.idxmin())]
 
 # %% ../nbs/060_aims.ipynb #09a532c9
 def tally(
     met: pd.DataFrame,  # of `claims.against_aims`, with columns what and on: the rows that have an aim and a number
     names: Sequence[str],  # values of `on`
     rivals: Sequence[str] = (),  # of these, those whose common aims are counted apart
-) -> pd.DataFrame:  # a row a name: aims, reached; shared, the aims that all rivals have, as far as they are reached
+) -> pd.DataFrame:  # a row a name: aims, reached; sure, of those by whole intervals; shared, those all rivals have
     "How many aims are reached; one with two ends is one, and reached where both ends are"
-    each = met.assign(met=met.state == "reached").groupby(["what", "on"]).met.all().unstack()
-    each = each.reindex(columns=[*names])
+    def by(column):  # all the ends of an aim
+        each = met.assign(met=met[column] == "reached").groupby(["what", "on"]).met.all().unstack()
+        return each.reindex(columns=[*names])
+    each, sure = by("state"), by("verdict")
     common = each[[*rivals]].notna().all(axis=1) & bool(rivals)
     reached = each.eq(True)
-    return pd.DataFrame(dict(aims=each.notna().sum(), reached=reached.sum(), shared=reached[common].sum()))
+    return pd.DataFrame(dict(aims=each.notna().sum(), reached=reached.sum(), sure=sure.eq(True).sum(),
+                             shared=reached[common].sum()))
 
 # %% ../nbs/060_aims.ipynb #361ed5ec
 def duel(

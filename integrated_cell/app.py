@@ -27,13 +27,20 @@ def pairs(
     return {k: yaml.safe_load(v) for k, v in both}
 
 # %% ../nbs/960_app.ipynb #2f40d35e
-def _conditional(a, do):  # of the model that is named: the phase-2 network, its prior, what it is
+def _conditional(a, do, *others):  # of the model that is named: the phase-2 network, its prior, what it is
     from integrated_cell.integration.conditional import Conditional
     from integrated_cell.integration.prior import Flow, Normal
     from integrated_cell.models import part_of, take
     parts, source = take(a.model)
     prior = next((m for m in parts.values() if isinstance(m, Flow)), Normal())
-    return part_of(parts, source, Conditional, do=do), prior, source
+    return part_of(parts, source, Conditional, *others, do=do), prior, source
+
+
+def _drawer(a, do):  # the same, or one of flow matching
+    from integrated_cell.integration.flow_matching import FlowMatching
+    from integrated_cell.integration.own import of_structures
+    model, prior, source = _conditional(a, do, FlowMatching)
+    return of_structures(model) if isinstance(model, FlowMatching) else model, prior, source
 
 
 def _own_rows(a):  # the images that are named, and what is said of them
@@ -54,14 +61,14 @@ def _form(a): return f".{a.format}"
 
 def _integrate(a):
     from integrated_cell.integration.own import integrate_images
-    rows, (model, _, source), left_out, notes = _own_rows(a), _conditional(a, "integrate structures"), [], []
+    rows, (model, _, source), left_out, notes = _own_rows(a), _drawer(a, "integrate structures"), [], []
     how = dict(frame=a.frame, form=_form(a), left_out=left_out, notes=notes, source=source)
     _tell(integrate_images(rows, model, a.out, **how), left_out, notes)
 
 
 def _variation(a):
     from integrated_cell.integration.own import vary_images
-    rows, (model, prior, source), left_out, notes = _own_rows(a), _conditional(a, "vary structures"), [], []
+    rows, (model, prior, source), left_out, notes = _own_rows(a), _drawer(a, "vary structures"), [], []
     how = dict(frame=a.frame, form=_form(a), left_out=left_out, notes=notes, source=source)
     _tell(vary_images(rows, model, prior, a.out, a.n, a.seed, **how), left_out, notes)
 
@@ -127,7 +134,7 @@ def _laid(a):  # where a kept model stands in for a training, and whether its pa
     from integrated_cell.page import as_today
     from integrated_cell.workflow import read_config
     config = read_config(a.config)
-    out = lay(config, a.name)
+    out = lay(config, a.name, pairs(a.p))
     of_one = out and (out/"model.json").is_file()  # of several networks some may be kept, and a training makes all
     notebook = config["root"]/"nbs/experiments"/f"{a.name}.ipynb"
     return out, bool(out) and (not of_one or as_today(out/"notebook.ipynb", notebook))

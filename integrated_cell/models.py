@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 import integrated_cell
@@ -33,7 +33,7 @@ class About(BaseModel, extra="forbid"):
     name: str
     title: str
     use: str  # what it is for, and what it is not for
-    licence: str  # of the images that it learnt from
+    licence: str = Field(pattern=r"\S")  # of the images that it learnt from
     learnt_from: str  # what they are
     n_train: int  # cells
     shape: list[int]  # of an image, (Z, Y, X) or (Y, X)
@@ -44,11 +44,11 @@ class About(BaseModel, extra="forbid"):
     run: str  # config
     commit: str  # at which the chapters of its networks ran
     parameters: dict[str, dict]  # of these chapters
-    parts: dict[str, str]  # {network: class}
+    parts: dict[str, str] = Field(min_length=1)  # {network: class}
 
 
 def _about(folder: Path) -> About:  # read and checked
-    try: return About.model_validate_json((folder/"about.json").read_text(encoding="utf-8"))
+    try: return About.model_validate_json((folder/"about.json").read_bytes())
     except OSError:
         raise BadInput(f"{folder} holds no kept model (about.json is missing); give the folder of one") from None
     except ValidationError as e:
@@ -90,8 +90,9 @@ def _of(model) -> list | None:  # the classes, or proteins, that a network knows
 
 def _check(model, part, about, folder) -> None:  # do its settings say what about.json says?
     settings = model.settings
-    for what, said, of in ("shape", about.shape, settings.get("shape")), ("classes", about.classes, _of(model)):
-        if of is None or list(of) == list(said): continue
+    for what, said, of in (("shape", about.shape, settings.get("shape")), ("classes", about.classes, _of(model)),
+                           ("voxel_um", about.voxel_um, settings.get("voxel_um"))):
+        if of is None or list(of) == list(said or []): continue
         said, of = (len(v) if what == "classes" and len(of) != len(said) else v for v in (said, of))
         raise BadInput(f"{folder}: {what} of {part} is {of}, about.json says {said}; restore the folder")
 
@@ -244,9 +245,9 @@ def keep_model(
     return root/"models"/name
 
 # %% ../nbs/950_models.ipynb #0a0de8e2
-def _same_training(config, chapter, ran, what) -> None:  # values that a kept thing ran with
+def _same_training(config, chapter, ran, what, changed=None) -> None:  # values that a kept thing ran with
     usual = declared(config["root"]/"nbs/experiments"/f"{chapter}.ipynb")
-    now, then = usual | parameters(config, chapter), usual | ran
+    now, then = usual | parameters(config, chapter, changed), usual | ran
     if other := sorted(k for k in now | then if now.get(k) != then.get(k)):
         raise BadInput(f"{config['path']}: the kept {what} of {chapter} has {other[0]} = {then.get(other[0])}, not "
                        f"{now.get(other[0])}; change it back, or train without FROM=models")
@@ -255,6 +256,7 @@ def _same_training(config, chapter, ran, what) -> None:  # values that a kept th
 def lay(
     config: dict,  # of `workflow.read_config`
     chapter: str,  # that trains
+    changed: dict | None = None,  # parameters over the file's
 ) -> Path | None:  # results/<config>/<chapter>; None where no model of this chapter is kept
     "Put what is kept of a chapter in its place"
     root, run = config["root"], config["name"]
@@ -264,8 +266,9 @@ def lay(
     if not found or not (page/"metrics.json").is_file(): return None
     if next(out.rglob("checkpoint.safetensors"), None):
         raise BadInput(f"{out} holds a training of your own; move it away, or leave FROM=models out")
-    for kept in found.values(): _same_training(config, chapter, _about(kept.parent).parameters[chapter], "model")
-    _same_training(config, chapter, json.loads((page/"run.json").read_text())["parameters"], "page")
+    for kept in found.values():
+        _same_training(config, chapter, _about(kept.parent).parameters[chapter], "model", changed)
+    _same_training(config, chapter, json.loads((page/"run.json").read_text())["parameters"], "page", changed)
     with whole(out) as new:
         for f, kept in found.items():
             home = new.joinpath(*f.split("/")[1:])

@@ -55,23 +55,29 @@ def unlike_paper(
 
 # %% ../nbs/050_parameters.ipynb #dac3d3fb
 RANGES = {
-    "test_fraction validation_fraction contrast dropout": "[0, 1)",
-    "anneal patience held_out ridge smooth share scaling tolerance": "[0, 1]",
+    "test_fraction validation_fraction contrast dropout decay": "[0, 1)",
+    "anneal patience held_out ridge smooth share scaling tolerance alone haze": "[0, 1]",
     "turn": "[0, 180]",
     "to_voxel_um width width_plain speed speed_autoencoder": "(0, inf)",
     "n_epochs n_epochs_reference n_epochs_conditional n_epochs_plain n_steps steps_per_epoch": "[1, inf)",
     "batch_size encode_batch batch_size_critic n_critic n_filters n_filters_critic watch_every": "[1, inf)",
     "n_latent n_latent_r n_latent_s n_folds n_splits": "[1, inf)",
     "n_layers n_trees n_boot n_samples n_generated n_structures n_rows k k_max restarts window": "[1, inf)",
+    "block depth n_profile n_projected n_turned n_read n_means n_judged n_critic_steps": "[1, inf)",
     "shape": "whole numbers in [1, inf)",
     "sizes snapshots": "whole numbers in [0, inf)",
     "voxel_um": "numbers in (0, inf)",
     "amounts": "numbers in (-inf, inf)",
+    "precision": "one of 32-true, 64-true, bf16-mixed, bf16-true",
+    "method": "one of heun, euler",
+    "loss": "one of simclr, vicreg",
+    "how": "one of mean, median",
+    "prior": "one of normal, flow",
 }
 
 def range_of(
     name: str,  # of a parameter
-) -> str:  # the interval that its values lie in; of a list "whole numbers in ..." or "numbers in ..."
+) -> str:  # the interval that its values lie in; of a list "numbers in ...", of words "one of ..."
     "What the table says of a parameter; a number is never negative unless it says so"
     return next((r for names, r in RANGES.items() if name in names.split()), "[0, inf)")
 
@@ -108,6 +114,8 @@ def taken(
         raise BadInput(f"{where}: {name} is {value!r}, not True or False {usual}")
     if kind is str:
         if not isinstance(value, str): raise BadInput(f"{where}: {name} is {value!r}, not a text {usual}")
+        if allowed.startswith("one of ") and value not in allowed.removeprefix("one of ").split(", "):
+            raise BadInput(f"{where}: {name} is {value!r}, not {allowed}; change it")
         if value == default or " in " not in allowed or _list_lies_in(value, allowed): return value
         raise BadInput(f"{where}: {name} is {value!r}, not {allowed} with commas between, {usual}")
     number = _number(value, kind)

@@ -355,6 +355,9 @@ def run_chapter(
     if process()[0]: help_train(notebook, values, home); return out
     how = dict(cwd=str(home), progress_bar={"desc": chapter}, extra_arguments=["--log-level=ERROR"])
     require_free(out.parent)  # which `integrated-cell run` holds
+    if (changed or {}).get("further") and (out/"laid").exists() and not laid:
+        raise BadInput(f"further = {values['further']}, but the model in {out} was kept without what training needs; "
+                       "move that folder away and train one anew, or leave further out")
     with alone(out):
         unmark(out, mark(values) if laid else "")
         began = files_of(root, home, out, values)
@@ -375,5 +378,5 @@ def run_chapter(
 def _fill(notebook, chapter, config):  # numbers of the chapter and of those before it
     before = _reached(chapter, {c: of["follows"] for c, of in config["table"].items()})
     known, run = chapter_table(config["root"])["chapters"], notebook.parent.parent
-    before = [c for c in before if (run/c/"metrics.json").is_file()]
-    fill_notebook(notebook, numbers(run, before), {c: c in config["chapters"] for c in known})
+    ran = {c: (run/c/"metrics.json").is_file() for c in known}
+    fill_notebook(notebook, numbers(run, [c for c in before if ran[c]]), ran)

@@ -14,6 +14,7 @@ from integrated_cell.app import main
 from integrated_cell.data.image import image_name
 from integrated_cell.data.plates import luminance
 from integrated_cell.integration.conditional import Conditional
+from integrated_cell.integration.flow_matching import FlowMatching, draw
 from integrated_cell.integration.integrate import decode, integrate
 from integrated_cell.integration.frame import write_ome
 from integrated_cell.integration.prior import Normal
@@ -291,6 +292,21 @@ def test_variation_is_mean_and_deviation_of_draws(wide, tmp_path):
     z_r = model.enc_r(torch.from_numpy(made.data[:, :2].astype(np.float32)/255))
     x = np.stack([decode(model, Normal(), z_r, torch.tensor([1]), u[None])[0].numpy() for u in torch.randn(3, 4, generator=rng)])
     assert (np.rint(x.mean(0)*255) == made.data[0, 4]).all() and (np.rint(x.std(0)*255) == made.data[0, 5]).all()
+
+
+def test_flow_matching_goes_through_the_same_doors(tmp_path, capsys):
+    flows = FlowMatching(SHAPE, ["LAMP2", "TOM20"], width=4, depth=2, voxel_um=VOXEL).eval()
+    save(flows, tmp_path/"flow"); save(FlowMatching(SHAPE, ["DMSO"], 3, 0, width=4, depth=2), tmp_path/"screen")
+    path = str(tmp_path/"a.ome.tif")
+    write_ome(path, cell := one_cell(SHAPE, VOXEL), ["membrane", "dna"], VOXEL)
+    for command in (["integrate"], ["variation", "-n", "2"]):
+        assert main([*command, str(tmp_path/"flow"), path, "--out", str(tmp_path/"out")]) == 0
+        assert main([*command, str(tmp_path/"screen"), path, "--out", str(tmp_path/"out")]) == 2
+        assert one_sentence(err := capsys.readouterr().err) and "draws 3 channels, given 0" in err
+    made = BioImage(tmp_path/"out/a.integrated.ome.tif").data[0]
+    noise = torch.randn(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    x_s = draw(flows, torch.from_numpy(cell[None].astype(np.float32)/255), torch.tensor([1]), noise)
+    assert (made[3] == np.rint(255*x_s[0, 0].numpy())).all()
 
 
 def test_a_kept_model_does_all_of_it(tmp_path):

@@ -12,7 +12,7 @@ from conftest import ENV, PROJECT, one_sentence, run, write_chapter
 
 from integrated_cell.chapter import Chapter
 from integrated_cell.data.cells import Cells
-from integrated_cell.parameters import RANGES, declared, taken
+from integrated_cell.parameters import RANGES, declared, range_of, taken
 from integrated_cell.results import BadInput
 from integrated_cell.workflow import read_config, read_yaml
 
@@ -129,7 +129,8 @@ def test_every_default_and_every_range_is_one():
     for notebook in (PROJECT/"nbs/experiments").glob("*.ipynb"): known |= declared(notebook)
     named = [n for names in RANGES for n in names.split()]
     assert len(named) == len(set(named)) and set(named) <= set(known)
-    for interval in RANGES.values(): assert re.search(r"[\[(]-?[\d.inf]+, [\d.inf]+[\])]$", interval)
+    for interval in RANGES.values(): assert re.search(r"[\[(]-?[\d.inf]+, [\d.inf]+[\])]$|^one of \S+(, \S+)+$", interval)
+    for name, default in known.items(): assert "one of" not in range_of(name) or taken(name, default, default, "") == default
     assert taken("batch_size", 0, 0, "") == 0, "where 0 is the default it means something"
     with pytest.raises(BadInput): taken("batch_size", 0, 30, "")
 

@@ -96,6 +96,24 @@ def step(
 # %% ../../nbs/548_integration.flow_matching.ipynb #9d04c832
 DRAWN_IN = "32-true", "bf16-mixed"  # precisions of a draw
 
+def _check(model, x_r, y, noise, precision):  # one sentence for what cannot be drawn
+    s, n = model.settings, len(x_r)
+    if tuple(x_r.shape[1:]) != (s["n_reference"], *s["shape"]):
+        raise BadInput(f"reference images of shape {tuple(x_r.shape[1:])} do not fit a model for "
+                       f"{(s['n_reference'], *s['shape'])}; prepare them to that shape")
+    if x_r.numel() and not (-.01 <= float(x_r.min()) and float(x_r.max()) <= 1.01):  # or not finite
+        ends = f"{float(x_r.min()):.4g} to {float(x_r.max()):.4g}"
+        raise BadInput(f"reference images have grey values from {ends}; bring them to 0 to 1")
+    if len(y) != n or n and not (0 <= int(y.min()) and int(y.max()) < len(s["classes"])):
+        raise BadInput(f"{n} cells, {len(y)} classes among them {sorted(set(y.tolist()))[:9]}; give each cell one "
+                       f"from 0 to {len(s['classes']) - 1}")
+    if noise is not None and tuple(noise.shape) != (n, s["n_channels"], *s["shape"]):
+        raise BadInput(f"noise of shape {tuple(noise.shape)} where {(n, s['n_channels'], *s['shape'])} is drawn; "
+                       "give as many, or leave it out")
+    if precision not in DRAWN_IN:
+        raise BadInput(f"nothing is drawn in precision '{precision}'; choose one of {', '.join(DRAWN_IN)}")
+
+
 @torch.no_grad()
 def draw(
     model: FlowMatching,  # in eval mode
@@ -109,18 +127,13 @@ def draw(
     precision: str = "32-true",  # or "bf16-mixed": twice as fast and more, where the processor has units for it
 ) -> Tensor:  # (n, c, *shape) in [0, 1], on the CPU
     "Images of given cells and classes"
-    s = model.settings
-    if tuple(x_r.shape[1:]) != (s["n_reference"], *s["shape"]):
-        raise BadInput(f"reference images of shape {tuple(x_r.shape[1:])} do not fit a model for "
-                       f"{(s['n_reference'], *s['shape'])}; prepare them to that shape")
-    at = next(model.parameters()).device
-    if precision not in DRAWN_IN:
-        raise BadInput(f"nothing is drawn in precision '{precision}'; choose one of {', '.join(DRAWN_IN)}")
+    _check(model, x_r, y, noise, precision)
+    at, s = next(model.parameters()).device, model.settings
     half = torch.autocast(at.type, torch.bfloat16, enabled=precision != "32-true")
     rng = torch.Generator().manual_seed(seed)
     if noise is None: noise = torch.randn(len(x_r), s["n_channels"], *s["shape"], generator=rng)
-    parts = []
-    for u, r, c in zip(*[p.split(batch_size) for p in (noise, x_r, y)]):
+    parts = [noise[:0].cpu()]
+    for u, r, c in zip(*[p.split(batch_size) for p in (noise, x_r, y)] if len(x_r) else ()):
         with half: x = follow(model.velocity(r.to(at), c.to(at)), u.to(at), n_steps, method)
         parts.append(model.grey(x).cpu())
     return torch.cat(parts)
@@ -136,6 +149,7 @@ def noise_of(
     batch_size: int = 32,  # images at once; changes nothing but memory
 ) -> Tensor:  # (n, c, *shape), on the CPU
     "The noise from which the model would have drawn these images"
+    _check(model, x_r, y, x, "32-true")
     at, parts = next(model.parameters()).device, []
     for a, r, c in zip(*[p.split(batch_size) for p in (x, x_r, y)]):
         velocity = model.velocity(r.to(at), c.to(at))

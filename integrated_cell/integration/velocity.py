@@ -19,6 +19,7 @@ from ..results import BadInput
 # %% ../../nbs/545_integration.velocity.ipynb #7bb40836
 def stops(n_steps: int) -> list[float]:  # n_steps + 1 times from 0 to 1, dense at both ends
     "Where the way from noise to data is looked at"
+    if n_steps < 1: raise BadInput(f"a way of {n_steps} steps: give one at least")
     return [(1 - math.cos(math.pi*k/n_steps))/2 for k in range(n_steps + 1)]
 
 
@@ -29,8 +30,7 @@ def follow(
     method: str = "heun",  # or "euler"
 ) -> Tensor:  # (n, ...) at t = 1
     "Carry noise to data along a velocity (Karras et al. 2022, algorithm 1 of theirs for straight paths)"
-    if method not in ("heun", "euler") or n_steps < 1:
-        raise BadInput(f"method '{method}' with {n_steps} steps: use heun or euler, and one step at least")
+    if method not in ("heun", "euler"): raise BadInput(f"method '{method}' is unknown; use heun or euler")
     for t, then in pairwise(stops(n_steps)):
         h, v = then - t, velocity(x, t)
         if method == "heun" and then < 1: v = (v + velocity(x + h*v, then))/2
