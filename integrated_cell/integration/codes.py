@@ -94,6 +94,7 @@ def read_codes(
 ) -> pd.DataFrame:  # of `codes_table`, with a cell each
     "Codes for a model, which must be its own"
     table = _read_array(path) if str(path).endswith(".npy") else _read_table(path)
+    if not len(table): raise BadInput(f"{path} holds no codes; give a row a cell")
     z_r, rest = code_of(table, "z_r"), np.isnan([code_of(table, name).sum(1) for name in ("z_s", "p")])
     width = z_r.shape[1]
     if width != n_latent_r or not np.isfinite(z_r).all() or (rest[0] != rest[1]).any():
