@@ -103,7 +103,7 @@ def main():
             times = rates[side]/rates[next(iter(sides))]
             rows.append(dict(phase=phase, side=side, devices=devices, threads=threads, cells_per_s=rates[side], times_as_fast=times, share_of_linear=times/n))
         rows[-1] |= equality(phase, n, 5, 4, a.epochs)
-    record("Do several processes do what one does, and how much faster?", rows, device="cpu" if gpus == 1 else None,
+    record("Do several processes do what one does, and how much faster?", rows, folder="cpu" if gpus == 1 else None,
            shape=shape, width=a.width, batch=a.batch, precision=a.precision)
 
 

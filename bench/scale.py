@@ -1,9 +1,10 @@
-"""A plate, a screen and a store of full size: python bench/scale.py [--parts plate,store,hand,network] [--sites 240] [--cells 100000] [--rows 216062]
+"""A plate, a screen and a store of full size: python bench/scale.py [--parts plate,store,hand,network] [--sites 240] [--cells 100000] [--rows 216062]; parts that are not named stay as they were measured
 
 `plate`: `plate_cells` on a simulated plate of BBBC021's size (16 bit, 1024 x 1280, three stains). `store`: a store with as many cells as
 hiPSC v1 is opened and its table filtered; its images are as small as images can be, for none is read. `hand`, `network`: profiles of crops
 of 96 x 96, kept as they come. Each part is a process of its own; memory is what it and its workers hold for themselves (Linux)."""
 import argparse
+import json
 import multiprocessing
 import re
 import threading
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import tifffile
-from record import record
+from record import ROOT, commit, device, device_name, record
 
 FIELD, CELLS_A_FIELD, STAINS = (1024, 1280), 90, (("DAPI", 1), ("Tubulin", 2), ("Actin", 4))
 
@@ -118,6 +119,14 @@ def measured(part, a, folder):
     return dict(part=part, **said, gib=round(most[0], 3))
 
 
+def kept(parts):
+    "Rows of the other parts, as they were measured on this device, each with its commit"
+    path = ROOT/"results"/device_name()/"scale.json"
+    said = json.loads(path.read_text()) if path.exists() else {}
+    if said.get("device") != device(): return []
+    return [dict(commit=said["commit"], date=said["date"]) | r for r in said["rows"] if r["part"] not in parts]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", default="plate,store,hand,network")
@@ -126,12 +135,13 @@ def main():
     parser.add_argument("--rows", type=int, default=216_062, help="cells of the store (hiPSC v1: 216,062)")
     parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
-    rows, make = [], dict(plate=lambda d: write_plate(d/"plate", a.sites), store=lambda d: write_store(d, a.rows))
+    rows, make = kept(a.parts.split(",")), dict(plate=lambda d: write_plate(d/"plate", a.sites), store=lambda d: write_store(d, a.rows))
     for part in a.parts.split(","):
         with TemporaryDirectory() as folder:
             if part in make: make[part](Path(folder))
             said = measured(part, a, Path(folder))
-        rows.append(said | dict(minutes=round(said["seconds"]/60, 2), a_second=round(said["n"]/said["seconds"], 1), workers=a.workers))
+        at = dict(commit=commit(ROOT.parent), date=time.strftime("%Y-%m-%d", time.gmtime()))
+        rows.append(said | dict(minutes=round(said["seconds"]/60, 2), a_second=round(said["n"]/said["seconds"], 1), workers=a.workers) | at)
         record("A plate, a store and a screen of full size: how long, and how much memory?", rows,
                aim="240 sites in 6 minutes and 1 GiB; 100,000 profiles in 1 GiB; 216,062 cells opened in a second")
 
