@@ -22,6 +22,7 @@ from integrated_cell.integration.prior import Flow
 from integrated_cell.models import keep_model, kept_table, lay, names, open_model, part_of, take
 from integrated_cell.profiling.cytogan import CytoGan, encode_cells, sample
 from integrated_cell.results import BadInput, write_json
+from integrated_cell.simulation.screen import simulate_screen
 from integrated_cell.simulation.stem import draw_table, image_cell, simulate_cells
 from integrated_cell.synthesis.families import Trained
 from integrated_cell.synthesis.variety import greens_of_reds, within
@@ -68,7 +69,8 @@ def test_a_kept_model_opens_and_says_what_it_is(toy):
     (dict(format=3), ["about.json", "format 3", "formats 1 and 2"]),
     (dict(shape=[8, 12, 20]), ["shape", "about.json says [8, 12, 20]"]),
     (dict(classes=["lamin"]), ["classes", "about.json says 1"]),
-    (dict(licence=None), ["about.json", "licence"]),
+    (dict(licence=None), ["about.json", "licence"]), (dict(licence="  "), ["about.json", "licence"]),
+    (dict(parts={}), ["about.json", "parts"]), (dict(voxel_um=[1, 1, 1]), ["voxel_um", "about.json says [1.0, 1.0, 1.0]"]),
     (dict(parts={"conditional": "Conditionl"}), ["class 'Conditionl' is unknown", "Conditional"]),
     (dict(more=1), ["about.json", "more"]),
 ])
@@ -198,6 +200,15 @@ def test_mcf7_rebuilds_cells_as_it_says():
     codes = torch.as_tensor(encode_cells(kept["vae"], x, np.arange(len(x))))
     found = np.median(image_correlation(x/255, sample(kept["vae"], len(x), z=codes)/255).numpy(), 0)
     assert found == pytest.approx([*kept.about.numbers["cytogan_rebuilt_vae"].values()], abs=.01)
+
+
+@pytest.mark.skipif("screen" not in names(), reason="no such model here")
+def test_screen_rebuilds_new_cells_as_it_says():
+    kept, cells = open_model("screen"), simulate_screen(150, (64, 64), seed=1, test_fraction=0)
+    x = np.stack([cells[i] for i in range(len(cells))])
+    codes = torch.as_tensor(encode_cells(kept["vae"], x, np.arange(len(x))))
+    found = np.median(image_correlation(x/255, sample(kept["vae"], len(x), z=codes)/255).numpy(), 0)
+    assert found == pytest.approx([*kept.about.numbers["cytogan_rebuilt_vae"].values()], abs=.02)
 
 
 @pytest.mark.parametrize("name, run", [("yeast", "truth"), ("buddingyeast", "real")])
