@@ -22,12 +22,12 @@ from .results import BadInput
 def read_aims(
     path: str | Path,  # aims.csv
     chapter: str,  # that judges them: e.g. "comparison" or "costs"
-    where: str | None = None,  # only those of this place, e.g. cells that are simulated; None: all
+    where: str | None = None,  # those of this place alone, e.g. simulated cells, and those of none; None: all
 ) -> pd.DataFrame:  # question, what, key, on, sense, aim, unit, and how the number is found
     "The aims that a chapter judges"
     if not Path(path).is_file(): raise BadInput(f"{path}: there is no table of aims; it lies at bench/aims.csv")
     table = pd.read_csv(path, keep_default_na=False, dtype=str)
-    mine = (table.chapter == chapter) & (where is None or table["where"] == where)
+    mine = (table.chapter == chapter) & (where is None or table["where"].isin(["", where]))
     return table[mine].reset_index(drop=True)
 
 # %% ../nbs/060_aims.ipynb #c0ffee01

@@ -197,7 +197,7 @@ def test_every_page_of_the_book_and_each_chapter_stands_somewhere():
                          ids=lambda p: f"{p.parent.name}-{p.name}")
 def test_a_kept_page_that_gathers_numbers_has_those_of_the_pages_beside_it(page):
     source = json.loads((page.parent/"data/metrics.json").read_text())["source"]
-    wanted = read_aims(PROJECT/"bench/aims.csv", page.name, source if page.name == "trained" else None)
+    wanted = read_aims(PROJECT/"bench/aims.csv", page.name, None if page.name == "comparison" else source)
     of = {c: page.parent/c/"metrics.json" for c in needed(wanted)}
     found = against_aims(wanted, readings({c: json.loads(p.read_text()) for c, p in of.items() if p.is_file()}))
     said = pd.DataFrame(json.loads((page/"metrics.json").read_text())["rows"])
