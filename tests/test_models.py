@@ -107,6 +107,8 @@ def test_a_kept_model_stands_in_for_its_training(toy):
     _, err = run(toy, "integrated-cell", "chapter", "conditional", "--config", "config/toy.yaml", "--from", "models", rc=2)
     assert one_sentence(err) and "a training of your own" in err
     (home/"checkpoint.safetensors").unlink()
+    _, err = run(toy, "integrated-cell", "chapter", "conditional", "--config", "config/toy.yaml", "--from", "models", "-p", "factor=3", rc=2)
+    assert one_sentence(err) and "has factor = 2, not 3" in err and (home/"metrics.json").exists()
     set_config(toy, chapters=["data", "reference", "conditional"], conditional=dict(factor=4))
     said = refused(lambda: lay(read_config(toy/"config/toy.yaml"), "conditional"))
     assert "the kept model of conditional has factor = 2, not 4" in said
