@@ -9,7 +9,10 @@ EXTRAS ?= dev,book,workflow
 CONSTRAINTS ?= constraints.txt
 BIN    := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-export OMP_WAIT_POLICY ?= PASSIVE
+ifndef OMP_WAIT_POLICY
+export OMP_WAIT_POLICY = PASSIVE
+export GOMP_SPINCOUNT ?= 10000
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help env python wheels book test bench read publish clean

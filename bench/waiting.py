@@ -1,8 +1,8 @@
-"""What do threads cost that wait by spinning, as OpenMP's do unless OMP_WAIT_POLICY is PASSIVE?
+"""What do threads cost that wait by spinning, as OpenMP's do where nobody says otherwise?
 
     python bench/waiting.py --steps 3 --repeats 2
 
-A training step of phase 1, on all cores, with OMP_WAIT_POLICY=PASSIVE (what the command line, chapters and tests set) and without
+A training step of phase 1, on all cores, with what `wait_briefly` sets (as the command line, chapters and tests do) and without
 it, in turn, each in a process of its own: alone, and beside as many other busy programs as there are cores. `seconds` is the
 median over the steps of all repeats, `slower_percent` what it is above the other side's in the same place. The machine's load
 before each process stands beside it: numbers of 'alone' mean what they say only where it is small.
@@ -17,7 +17,10 @@ import time
 
 from record import record
 
-SIDES = {"passive": {"OMP_WAIT_POLICY": "PASSIVE"}, "default": {}}
+from integrated_cell.results import wait_briefly
+
+SIDES = {"brief": {}, "default": {}}
+wait_briefly(SIDES["brief"])
 BUSY = "while True: pass"
 
 
@@ -54,7 +57,7 @@ def steps(a):
 
 def one_process(more):
     "What a process of one side measures"
-    env = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")} | more
+    env = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")} | more
     said = subprocess.run([sys.executable, *sys.argv, "--child"], env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(said.stdout.splitlines()[-1])
 
@@ -80,4 +83,4 @@ if __name__ == "__main__":
     if a.child: print(json.dumps(steps(a))); sys.exit()
     rows = in_place(a, "alone", 0) + in_place(a, "beside busy programs", len(os.sched_getaffinity(0)))
     record("What do threads cost that wait by spinning?", rows, shape=a.shape, width=a.width, batch=a.batch_size,
-           aim=dict(passive_alone_slower_percent=3), unit="seconds a training step")
+           aim=dict(brief_alone_slower_percent=3), unit="seconds a training step")

@@ -7,12 +7,11 @@ __all__ = ['pairs', 'parser', 'main']
 
 # %% ../nbs/960_app.ipynb #324518d1
 import argparse
-import os
 import sys
 
 import yaml
 
-from .results import BadInput
+from .results import BadInput, wait_briefly
 
 # %% ../nbs/960_app.ipynb #886d4633
 def pairs(
@@ -321,7 +320,7 @@ def main(
     argv: list | None = None,  # None: the command line's
 ) -> int:  # exit status
     "Run a command; what a person can mend is told in one sentence"
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: who waits leaves the core to others
+    wait_briefly()
     a = parser().parse_args(argv)
     try: a.run(a)
     except BadInput as e:

@@ -22,7 +22,7 @@ import yaml
 from .inputs import keep_inputs, kept_inputs, sign_of, snapshot
 from .parameters import CHECKOUT, declared, run_name, taken
 from .prose import fill_notebook, numbers
-from .results import BadInput, alone, process, require_free, write_json
+from .results import BadInput, alone, process, require_free, wait_briefly, write_json
 from .training.progress import telling
 
 # %% ../nbs/920_workflow.ipynb #661d7c3f
@@ -347,7 +347,7 @@ def run_chapter(
 ) -> Path:  # results/<config>/<chapter>
     "Execute a chapter from where its run is at home; its prose gets its numbers, and it is kept whatever comes of it"
     import papermill
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the kernel: threads that wait leave their core to others
+    wait_briefly()  # the kernel's threads
     config, started = read_config(config_path), time.time()
     values, notebook = parameters(config, chapter, changed), config["root"]/"nbs/experiments"/f"{chapter}.ipynb"
     root, home = config["root"], config["home"]

@@ -11,7 +11,9 @@ import nbformat
 import pytest
 import yaml
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before a test loads torch: threads that wait leave their core to others
+from integrated_cell.results import wait_briefly
+
+wait_briefly()  # before a test loads torch
 PROJECT = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
