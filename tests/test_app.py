@@ -291,7 +291,8 @@ def test_variation_is_mean_and_deviation_of_draws(wide, tmp_path):
     model, rng = load(wide, Conditional), torch.Generator().manual_seed(0)
     z_r = model.enc_r(torch.from_numpy(made.data[:, :2].astype(np.float32)/255))
     x = np.stack([decode(model, Normal(), z_r, torch.tensor([1]), u[None])[0].numpy() for u in torch.randn(3, 4, generator=rng)])
-    assert (np.rint(x.mean(0)*255) == made.data[0, 4]).all() and (np.rint(x.std(0)*255) == made.data[0, 5]).all()
+    for expected, found in ((x.mean(0), made.data[0, 4]), (x.std(0), made.data[0, 5])):
+        assert np.abs(255*expected - found).max() < .501, "the nearest grey value, either of two where both are as near"
 
 
 def test_flow_matching_goes_through_the_same_doors(tmp_path, capsys):
@@ -306,7 +307,7 @@ def test_flow_matching_goes_through_the_same_doors(tmp_path, capsys):
     made = BioImage(tmp_path/"out/a.integrated.ome.tif").data[0]
     noise = torch.randn(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
     x_s = draw(flows, torch.from_numpy(cell[None].astype(np.float32)/255), torch.tensor([1]), noise)
-    assert (made[3] == np.rint(255*x_s[0, 0].numpy())).all()
+    assert np.abs(255*x_s[0, 0].numpy() - made[3]).max() < .501
 
 
 def test_a_kept_model_does_all_of_it(tmp_path):
