@@ -58,7 +58,7 @@ RANGES = {
     "test_fraction validation_fraction contrast dropout decay": "[0, 1)",
     "anneal patience held_out ridge smooth share scaling tolerance alone haze": "[0, 1]",
     "turn": "[0, 180]",
-    "to_voxel_um width width_plain speed speed_autoencoder": "(0, inf)",
+    "to_voxel_um width width_plain": "(0, inf)",
     "n_epochs n_epochs_reference n_epochs_conditional n_epochs_plain n_steps steps_per_epoch": "[1, inf)",
     "batch_size encode_batch batch_size_critic n_critic n_filters n_filters_critic watch_every": "[1, inf)",
     "n_latent n_latent_r n_latent_s n_folds n_splits": "[1, inf)",

@@ -104,7 +104,7 @@ screen:
   columns: ""                        # names that differ, e.g. "plate=Plate,well=Well"; README.md lists them
   nucleus_px: 30                     # diameter of a usual nucleus, pixels
   allow_missing: false               # true: go on without missing and damaged images
-cytogan: {models: "lsgan,bigan,vae", n_epochs: 20, batch_size: 32, width: 0.25, speed: 3, anneal: 0.5}
+cytogan: {models: "lsgan,bigan,vae", n_epochs: 20, batch_size: 32, width: 0.25, lr: 2e-4, lr_judge: 6e-4, anneal: 0.5}
 phenotypes: {n_epochs: 10, n_splits: 4, n_steps: 100, n_filters: 8, batch_size_critic: 16, lr_critic: 1e-3}
 algebra: {n_fit: 2500, n_try: 100, n_edit: 100}
 """

@@ -198,11 +198,13 @@ _RATES = {"dcgan": (1e-5, 5e-5), "infogan": (1e-5, 5e-5), "wgan": (5e-5, 5e-5), 
 
 def optimisers(
     model: CytoGan,
-    speed: float = 1.,  # times the original code's learning rates
+    lr: float = 0.,  # learning rate of what draws and encodes; 0: the original code's
+    lr_judge: float = 0.,  # of what judges; the higher of the two helps (Heusel et al. 2017); 0: the original code's
 ) -> dict[str, torch.optim.Optimizer]:  # one a network
-    "Adam with β₁ = 0.5 at the original code's rates; RMSprop for a WGAN that clips (Arjovsky et al. 2017)"
+    "Adam with β₁ = 0.5; RMSprop for a WGAN that clips (Arjovsky et al. 2017)"
     own = _RATES.get(model.kind, (2e-4, 7e-5))
-    rates = {name: (net.parameters(), speed*own[name != "gen"]) for name, net in model.named_children()}
+    asked = {name: lr_judge if name == "critics" else lr for name, _ in model.named_children()}
+    rates = {name: (net.parameters(), asked[name] or own[name != "gen"]) for name, net in model.named_children()}
     if model.kind == "wgan": return {name: torch.optim.RMSprop(*to) for name, to in rates.items()}
     return {name: torch.optim.Adam(*to, betas=(.5, .999)) for name, to in rates.items()}
 
@@ -246,14 +248,15 @@ def fit_cytogan(
     told: Tensor,  # of `doses_of`
     settings: dict,  # what else the result depends on
     n_critic: int = 1, smooth: float = .2, lam: float = 10.,  # of `step`
-    speed: float = 1., speed_autoencoder: float = 1.,  # times the original code's learning rates
+    lr: float = 0., lr_judge: float = 0.,  # of `optimisers`
+    lr_autoencoder: float = 0.,  # of autoencoder and VAE; 0: the original code's
     **fitting,  # of `train.fit`: seed, precision, anneal, watch, patience, further ...
 ) -> pd.DataFrame:  # its history, with model and step
     "Train one model of the family; a run that was stopped goes on"
     coder = model.kind in ("autoencoder", "vae")
     plain = dict(n_critic=n_critic, lam=lam, told=told if model.doses else None) if model.kind in PLAIN else {}
     do = partial(step, name=model.name, smooth=smooth, **plain)
-    opts, home = optimisers(model, speed_autoencoder if coder else speed), out/model.name.replace(" ", "-")
+    opts, home = optimisers(model, lr_autoencoder if coder else lr, lr_judge), out/model.name.replace(" ", "-")
     try: history = fit(model, do, opts, batches, n_epochs, home, settings=settings, **fitting)
     except BadInput as e: raise BadInput(f"{model.name}: {e}") from None
     return history.assign(model=model.name, step=(history.epoch + 1)*len(batches))
