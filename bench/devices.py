@@ -9,6 +9,7 @@ import argparse
 import functools
 import logging
 import multiprocessing
+import os
 import tempfile
 
 import numpy as np
@@ -78,6 +79,7 @@ def equality(phase, n, batch, steps, epochs):
 
 
 def main():
+    if torch.cuda.device_count() == 1: os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "BENCH_CARD": "cpu"}  # one GPU shares nothing
     gpus = torch.cuda.device_count()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=gpus if gpus > 1 else 2, help="processes that share a batch")
@@ -103,7 +105,7 @@ def main():
             times = rates[side]/rates[next(iter(sides))]
             rows.append(dict(phase=phase, side=side, devices=devices, threads=threads, cells_per_s=rates[side], times_as_fast=times, share_of_linear=times/n))
         rows[-1] |= equality(phase, n, 5, 4, a.epochs)
-    record("Do several processes do what one does, and how much faster?", rows, folder="cpu" if gpus == 1 else None,
+    record("Do several processes do what one does, and how much faster?", rows,
            shape=shape, width=a.width, batch=a.batch, precision=a.precision)
 
 

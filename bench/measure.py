@@ -5,7 +5,8 @@
 First comes what is asked of such a device alone, in the order of the table, then what is asked of any, then the scripts that no
 aim speaks of. A command that ended well is not run again. One that the time stopped keeps what its script had written by then; it
 is tried again after those that were not tried yet, once there is more time than it had. The results lie in bench/results/<card>/,
-and beside them in commands.csv what became of each command: called again, this goes on from there.
+and beside them in commands.csv what became of each command on this machine: called again, this goes on from there. What another
+machine of the same name has measured is measured anew.
 """
 import argparse
 import csv
@@ -23,7 +24,7 @@ from integrated_cell.workflow import commit
 
 BENCH = Path(__file__).resolve().parent
 NO_QUESTION = {"as_published.py", "measure.py", "record.py"}
-COLUMNS = ("command", "state", "seconds", "commit", "date")
+COLUMNS = ("command", "state", "seconds", "commit", "date", "machine")
 
 
 def asked_here(device, table=BENCH/"aims.csv", folder=BENCH):
@@ -34,10 +35,10 @@ def asked_here(device, table=BENCH/"aims.csv", folder=BENCH):
     return first + [f"python bench/{s}" for s in scripts if f"bench/{s}" not in known]
 
 
-def read_done(path):
-    "What became of each command, by the command"
+def read_done(path, machine):
+    "What became of each command on this machine, by the command"
     if not path.exists(): return {}
-    with open(path, newline="") as f: rows = list(csv.DictReader(f))
+    with open(path, newline="") as f: rows = [row for row in csv.DictReader(f) if row.get("machine") == machine]
     return {row["command"]: row | {"seconds": float(row["seconds"])} for row in rows}
 
 
@@ -74,10 +75,10 @@ def end(going, patience=20):
         except subprocess.TimeoutExpired: continue
 
 
-def measure(asked, folder, minutes, cwd=BENCH.parent, env=None):
+def measure(asked, folder, minutes, cwd=BENCH.parent, env=None, machine=""):
     "Run what is left, as long as there is time; how every command stands"
     path, until = folder/"commands.csv", time.monotonic() + 60*minutes
-    done = read_done(path)
+    done = read_done(path, machine)
     for command in in_order(asked, done):
         left, had = until - time.monotonic(), done.get(command, {})
         if left <= 0: break
@@ -85,8 +86,8 @@ def measure(asked, folder, minutes, cwd=BENCH.parent, env=None):
         print(f"== {command}", flush=True)
         start = time.monotonic()
         state = run_one(command, left, cwd, env)
-        said = (command, state, round(time.monotonic() - start, 1), commit(cwd), time.strftime("%Y-%m-%d", time.gmtime()))
-        done[command] = dict(zip(COLUMNS, said))
+        taken, day = round(time.monotonic() - start, 1), time.strftime("%Y-%m-%d", time.gmtime())
+        done[command] = dict(zip(COLUMNS, (command, state, taken, commit(cwd), day, machine)))
         write_done(path, done)
     return done
 
@@ -99,32 +100,39 @@ def tell(asked, done):
 
 
 def chosen(device, card):
-    "cpu or gpu, the name of its folder, and what the scripts are told of both"
+    "cpu or gpu, the name of its folder, what the scripts are told of both, and the machine in words"
     env = os.environ | ({"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {})
     os.environ.update(env)  # before PyTorch looks
     import torch
-    from record import device_name
+    from record import device_name, machine
     if device == "gpu" and not torch.cuda.is_available():
         raise BadInput("DEVICE=gpu: PyTorch sees no GPU here; give DEVICE=cpu, or install a PyTorch with CUDA")
     card = card or device_name()
-    return device or ("gpu" if torch.cuda.is_available() else "cpu"), card, env | {"BENCH_CARD": card}
+    return device or ("gpu" if torch.cuda.is_available() else "cpu"), card, env | {"BENCH_CARD": card}, machine()
+
+
+def minutes(text):
+    "A number of minutes; 0 only tells how things stand"
+    if not 0 <= float(text) < float("inf"): raise ValueError
+    return float(text)
 
 
 def main():
     said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     said.add_argument("--device", choices=["gpu", "cpu"], help="without it: the GPU where there is one")
-    said.add_argument("--minutes", type=float, default=60., help="after which nothing runs any more")
+    said.add_argument("--minutes", type=minutes, default=60., help="after which nothing runs any more; 0: how things stand")
     said.add_argument("--card", help="name of the folder of results; without it: what the device calls itself")
     said.add_argument("--aims", type=Path, default=BENCH/"aims.csv", help="another table; then only its commands are run")
     said.add_argument("--again", action="store_true", help="measure anew what was measured")
     a = said.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends what it runs
-    try: device, card, env = chosen(a.device, a.card)
+    try:
+        device, card, env, machine = chosen(a.device, a.card)
+        asked = asked_here(device, a.aims, BENCH if a.aims == BENCH/"aims.csv" else BENCH/"none")
     except BadInput as e: sys.exit(f"{e}")
-    asked = asked_here(device, a.aims, BENCH if a.aims == BENCH/"aims.csv" else BENCH/"none")
     folder = BENCH/"results"/card
     if a.again: (folder/"commands.csv").unlink(missing_ok=True)
-    try: done = measure(asked, folder, a.minutes, env=env)
+    try: done = measure(asked, folder, a.minutes, env=env, machine=machine)
     except KeyboardInterrupt: sys.exit("stopped; call again to go on")
     tell(asked, done)
     sys.exit(any(done[c]["state"] == "failed" for c in asked if c in done))

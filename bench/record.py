@@ -1,5 +1,7 @@
 """How every benchmark says what it found: a small table, and bench/results/<device>/<question>.json beside it."""
+import argparse
 import ctypes
+import json
 import os
 import platform
 import re
@@ -35,12 +37,41 @@ def device():
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {cpu_name()}"
 
 
+def machine():
+    "The device and how many cores may be used, in words: what was measured on another is no measurement of this one"
+    return f"{device()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def kept(name, column, anew):
+    "Rows of a file of this machine's results whose `column` names none of what is measured `anew`, each with its commit and day"
+    path = ROOT/"results"/device_name()/f"{name}.json"
+    said = json.loads(path.read_text()) if path.exists() else {}
+    if said.get("device") != device() or said.get("cores") != len(os.sched_getaffinity(0)): return []
+    return [dict(commit=said["commit"], date=said["date"]) | r for r in said["rows"] if r[column] not in anew]
+
+
+def parts(*names):
+    "For argparse: a choice of these, with commas"
+    def chosen(text):
+        asked = [part.strip() for part in text.split(",")]
+        if unknown := [part for part in asked if part not in names]:
+            raise argparse.ArgumentTypeError(f"there is no part '{unknown[0]}'; choose from {', '.join(names)}")
+        return asked
+    return chosen
+
+
+def whole_number(text):
+    "For argparse: a number of things, at least one"
+    if not text.isdigit() or int(text) < 1: raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+    return int(text)
+
+
 def record(question, rows, name=None, folder=None, **about):
     "Print `rows` (a list of flat dicts) as a table and keep them with what they were measured on, in a file of the script's name; returns the file"
     print(pd.DataFrame(rows).to_string(index=False))
-    told = dict(question=question, command=shlex.join(["python", "bench/" + Path(sys.argv[0]).name, *sys.argv[1:]]), **about, rows=rows,
-                device=device(), cores=len(os.sched_getaffinity(0)),
-                threads=torch.get_num_threads(), torch=torch.__version__, commit=commit(ROOT.parent), date=time.strftime("%Y-%m-%d", time.gmtime()))
+    told = dict(question=question, command=shlex.join(["python", "bench/" + Path(sys.argv[0]).name, *sys.argv[1:]])) | about
+    told |= dict(rows=rows, device=device(), cores=len(os.sched_getaffinity(0)), threads=torch.get_num_threads(),
+                 torch=torch.__version__, commit=commit(ROOT.parent), date=time.strftime("%Y-%m-%d", time.gmtime()))
     path = ROOT/"results"/(folder or device_name())/f"{name or Path(sys.argv[0]).stem}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, told)

@@ -4,7 +4,6 @@
 hiPSC v1 is opened and its table filtered; its images are as small as images can be, for none is read. `hand`, `network`: profiles of crops
 of 96 x 96, kept as they come. Each part is a process of its own; memory is what it and its workers hold for themselves (Linux)."""
 import argparse
-import json
 import multiprocessing
 import re
 import threading
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import tifffile
-from record import ROOT, commit, device, device_name, record
+from record import ROOT, commit, kept, parts, record, whole_number
 
 FIELD, CELLS_A_FIELD, STAINS = (1024, 1280), 90, (("DAPI", 1), ("Tubulin", 2), ("Actin", 4))
 
@@ -119,31 +118,23 @@ def measured(part, a, folder):
     return dict(part=part, **said, gib=round(most[0], 3))
 
 
-def kept(parts):
-    "Rows of the other parts, as they were measured on this device, each with its commit"
-    path = ROOT/"results"/device_name()/"scale.json"
-    said = json.loads(path.read_text()) if path.exists() else {}
-    if said.get("device") != device(): return []
-    return [dict(commit=said["commit"], date=said["date"]) | r for r in said["rows"] if r["part"] not in parts]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", default="plate,store,hand,network")
-    parser.add_argument("--sites", type=int, default=240, help="of the plate (BBBC021: 240)")
-    parser.add_argument("--cells", type=int, default=100_000, help="that are profiled")
-    parser.add_argument("--rows", type=int, default=216_062, help="cells of the store (hiPSC v1: 216,062)")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--parts", type=parts("plate", "store", "hand", "network"), default="plate,store,hand,network")
+    parser.add_argument("--sites", type=whole_number, default=240, help="of the plate (BBBC021: 240)")
+    parser.add_argument("--cells", type=whole_number, default=100_000, help="that are profiled")
+    parser.add_argument("--rows", type=whole_number, default=216_062, help="cells of the store (hiPSC v1: 216,062)")
+    parser.add_argument("--workers", type=whole_number, default=2)
     a = parser.parse_args()
-    rows, make = kept(a.parts.split(",")), dict(plate=lambda d: write_plate(d/"plate", a.sites), store=lambda d: write_store(d, a.rows))
-    for part in a.parts.split(","):
+    rows, make = kept("scale", "part", a.parts), dict(plate=lambda d: write_plate(d/"plate", a.sites), store=lambda d: write_store(d, a.rows))
+    for part in a.parts:
         with TemporaryDirectory() as folder:
             if part in make: make[part](Path(folder))
             said = measured(part, a, Path(folder))
-        at = dict(commit=commit(ROOT.parent), date=time.strftime("%Y-%m-%d", time.gmtime()))
+        at = dict(command=f"python bench/scale.py --parts {part}", commit=commit(ROOT.parent), date=time.strftime("%Y-%m-%d", time.gmtime()))
         rows.append(said | dict(minutes=round(said["seconds"]/60, 2), a_second=round(said["n"]/said["seconds"], 1), workers=a.workers) | at)
         record("A plate, a store and a screen of full size: how long, and how much memory?", rows,
-               aim="240 sites in 6 minutes and 1 GiB; 100,000 profiles in 1 GiB; 216,062 cells opened in a second")
+               command="python bench/scale.py", aim="240 sites in 6 minutes and 1 GiB; 100,000 profiles in 1 GiB; 216,062 cells opened in a second")
 
 
 if __name__ == "__main__": main()

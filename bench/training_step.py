@@ -26,8 +26,16 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from integrated_cell.integration import conditional, reference
 
+
+
+def sizes(text):
+    "For argparse: shape, width and batch of each size"
+    try: return [(tuple(int(s) for s in shape.split(",")), float(width), int(n)) for shape, width, n in (size.split(":") for size in text.split())]
+    except ValueError: raise argparse.ArgumentTypeError(f"'{text}' is no list of shape:width:batch, e.g. 32,48,64:.25:4") from None
+
+
 said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-said.add_argument("--sizes", default="32,48,64:.25:4 64,96,128:1:4" + " 64,96,128:1:30"*torch.cuda.is_available())
+said.add_argument("--sizes", type=sizes, default="32,48,64:.25:4 64,96,128:1:4" + " 64,96,128:1:30"*torch.cuda.is_available())
 said.add_argument("--sides", default="as published;library" + ";library, channels last;library, compiled"*torch.cuda.is_available())
 said.add_argument("--name", default="training_step", help="of the file of results, for other sizes beside these")
 said.add_argument("--no-largest", action="store_true", help="do not seek the largest batch")
@@ -138,28 +146,28 @@ def fits(step):
     return True
 
 
-rows, largest = [], {}
-for size in a.sizes.split():
-    shape, width, n = size.split(":")
-    shape, width, n = tuple(int(s) for s in shape.split(",")), float(width), int(n)
+rows, largest, copied = [], {}, {}  # the last: GB a second
+for shape, width, n in a.sizes:
     for phase in PHASES:
         steps, peak, gflop = dict(sides(phase, shape, width, n)), {}, gflop_a_cell(phase, shape, width)
         for name, step in [*steps.items()]:  # warm, and the memory that it takes
             if not fits(step): print(f"{phase}, {name}: {n} cells do not fit"); del steps[name]; continue
             peak[name] = (torch.cuda.max_memory_allocated() if cuda else 1024*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)/2**30
         taken = {name: [] for name in steps}
-        for _ in range(max(a.steps, min(15, int(5/max(map(seconds, steps.values())))))):
+        for _ in range(max(a.steps, min(15, int(5/max(map(seconds, steps.values())))) if steps else 0)):
             for name, step in steps.items(): taken[name].append(seconds(step))
         median = {name: statistics.median(t) for name, t in taken.items()}
         if "library" in steps:
             with Roofline(copy_rate(torch.rand(n, 3, *shape, device=device))) as bound: steps["library"]()
+            copied[f"{phase} {shape} {width}"] = round(bound.bytes_a_second/1e9, 2)
             median["roofline"], peak["roofline"] = bound.seconds, peak["library"]
         for name, s in median.items():
-            rows.append(dict(phase=phase, side=name, seconds=round(s, 4), times_as_fast=round(median["as published"]/s, 2) if "as published" in median else None, percent_of_matrix_rate=round(100e9*n*gflop/s/rate, 1),
+            rows.append(dict(phase=phase, side=name, seconds=round(s, 4), times_as_fast=round(median["as published"]/s, 2) if "as published" in median else None, percent_of_matrix_rate=round(100e9*n*gflop/s/(rates[torch.float32] if name == "as published" else rate), 1),
                              cells_per_s=round(n/s, 3), shape=",".join(map(str, shape)), width=width, batch=n, precision="32-true" if name == "as published" else precision,
                              gflop_a_cell=round(gflop, 2), hours_in_full=round(EPOCHS*CELLS*s/n/3600, 2), peak_gib=round(peak[name], 2)))
-        del steps, step
+        steps.clear()
+        step = None  # and with it the last model
         if cuda and not a.no_largest: largest[f"{phase} {shape} {width}"] = largest.get(f"{phase} {shape} {width}") or largest_batch(phase, shape, width)
-        record("How fast is a training step beside the original's?", rows, a.name, largest_batch=largest,
+        record("How fast is a training step beside the original's?", rows, a.name, largest_batch=largest, copy_gb_per_s=copied,
                matrix_gflops={str(k).split(".")[1]: round(v/1e9, 1) for k, v in rates.items()},
                peak="of the device" if cuda else "of the whole process with all sides' models in it")

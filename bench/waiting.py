@@ -2,9 +2,9 @@
 
     python bench/waiting.py --steps 3 --repeats 2
 
-A training step of phase 1, on all cores, with what `wait_briefly` sets (as the command line, chapters and tests do) and without
-it, in turn, each in a process of its own: alone, and beside as many other busy programs as there are cores. `seconds` is the
-median over the steps of all repeats, `slower_percent` what it is above the other side's in the same place. The machine's load
+A training step of phase 1, on all cores, in turn with what `wait_briefly` sets (as the command line, chapters and tests do), with
+threads that sleep at once, and with neither, each in a process of its own: alone, and beside as many other busy programs as there are
+cores. `seconds` is the median over the steps of all repeats, `slower_percent` what it is above the best side's in the same place. The machine's load
 before each process stands beside it: numbers of 'alone' mean what they say only where it is small.
 """
 import argparse
@@ -15,11 +15,11 @@ import subprocess
 import sys
 import time
 
-from record import record
+from record import record, whole_number
 
 from integrated_cell.results import wait_briefly
 
-SIDES = {"brief": {}, "default": {}}
+SIDES = {"brief": {}, "asleep": {"OMP_WAIT_POLICY": "PASSIVE"}, "default": {}}
 wait_briefly(SIDES["brief"])
 BUSY = "while True: pass"
 
@@ -29,8 +29,8 @@ def arguments():
     said.add_argument("--shape", default="20,30,40")
     said.add_argument("--width", type=float, default=.25)
     said.add_argument("--batch-size", type=int, default=30)
-    said.add_argument("--steps", type=int, default=3, help="that are timed, after one that is not")
-    said.add_argument("--repeats", type=int, default=2, help="processes of each side, in turn")
+    said.add_argument("--steps", type=whole_number, default=3, help="that are timed, after one that is not")
+    said.add_argument("--repeats", type=whole_number, default=2, help="processes of each side, in turn")
     said.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return said.parse_args()
 
@@ -63,7 +63,7 @@ def one_process(more):
 
 
 def in_place(a, place, n_busy):
-    "Rows of both sides beside n_busy other programs"
+    "Rows of all sides beside n_busy other programs"
     busy, taken, load = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(n_busy)], {s: [] for s in SIDES}, []
     try:
         for _ in range(a.repeats):

@@ -51,11 +51,11 @@ def place(tmp_path):
     return tmp_path
 
 
-def measured(place, minutes=1., device="gpu"):
+def measured(place, minutes=1., device="gpu", machine="a machine"):
     "How every command stands after a call, and which were begun in it"
     (place/"began").unlink(missing_ok=True)
     asked = measure.asked_here(device, place/"bench/aims.csv", place/"bench/none")
-    done = measure.measure(asked, place/"bench/results/card", minutes, place, os.environ | {"BENCH_CARD": "card"})
+    done = measure.measure(asked, place/"bench/results/card", minutes, place, os.environ | {"BENCH_CARD": "card"}, machine)
     began = (place/"began").read_text().split() if (place/"began").exists() else []
     return {c.split()[-1]: row["state"] for c, row in done.items()}, began
 
@@ -66,6 +66,7 @@ def test_what_only_such_a_device_can_answer_comes_first(place):
     assert began == ["slow", "broken", "last"] and set(state.values()) == {"finished"}
     assert measured(place) == (state, [])  # nothing is left
     assert measured(place, device="cpu")[1] == ["processor"]  # what is asked of any stands already
+    assert measured(place, machine="another of that name")[1] == began  # what this one did not measure
     asked = measure.asked_here("gpu")
     assert "training_step" in asked[0] and "python bench/growth.py" in asked and not any("measure" in c or "record" in c for c in asked)
 
@@ -86,7 +87,7 @@ def test_the_time_stops_a_measurement_and_what_was_not_tried_comes_next(place):
 def test_what_fails_holds_up_nothing_and_is_tried_again(place, capfd):
     state, began = measured(place)
     assert state == {"slow": "finished", "broken": "failed", "last": "finished"} and began == ["slow", "last"]
-    measure.tell(measure.asked_here("gpu", place/"bench/aims.csv", place/"bench/none"), measure.read_done(place/"bench/results/card/commands.csv"))
+    measure.tell(measure.asked_here("gpu", place/"bench/aims.csv", place/"bench/none"), measure.read_done(place/"bench/results/card/commands.csv", "a machine"))
     assert "2 of 3 are measured; call again to go on" in capfd.readouterr().out
     (place/"mended").touch()
     assert measured(place) == (dict.fromkeys(state, "finished"), ["broken"])
@@ -116,6 +117,16 @@ def test_a_gpu_that_is_not_there_is_one_sentence():
     env = ENV | {"CUDA_VISIBLE_DEVICES": "-1"}
     done = subprocess.run([sys.executable, PROJECT/"bench/measure.py", "--device", "gpu", "--minutes", "0"], env=env, capture_output=True, text=True)
     assert done.returncode and done.stderr.startswith("DEVICE=gpu: PyTorch sees no GPU here") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("asked, said", [
+    ("measure --minutes -3", "invalid minutes value: '-3'"), ("measure --aims nowhere.csv", "nowhere.csv"),
+    ("training_step --sizes 64,96", "'64,96' is no list of shape:width:batch"), ("scale --parts nothing", "there is no part 'nothing'"),
+    ("scale --rows 0", "'0' is no whole number above 0"), ("waiting --repeats two", "'two' is no whole number above 0")])
+def test_what_a_benchmark_is_asked_wrongly_is_a_sentence(asked, said):
+    script, *rest = asked.split()
+    done = subprocess.run([sys.executable, PROJECT/f"bench/{script}.py", *rest], env=ENV, capture_output=True, text=True)
+    assert done.returncode and said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 def test_the_store_whose_memory_is_measured_opens(tmp_path, monkeypatch):
