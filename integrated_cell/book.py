@@ -340,10 +340,11 @@ def keep(
     folder: Path,  # of a chapter that ran to its end
     to: Path,  # a new folder
 ) -> None:
-    "A chapter as it is kept"
+    "A chapter as it is kept, in as little room as it takes"
     to.mkdir()
-    for f in ("metrics.json", "run.json"): shutil.copy(folder/f, to/f)
+    shutil.copy(folder/"run.json", to/"run.json")
     nb = shrink_outputs(_without_machine(folder/"notebook.ipynb"))
-    (to/"notebook.ipynb").write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for f, said in {"metrics.json": json.loads((folder/"metrics.json").read_text()), "notebook.ipynb": nb}.items():
+        (to/f).write_text(json.dumps(said, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
     for p in (p for p in folder.iterdir() if p.suffix in (".png", ".webp")):
         (to/f"{p.stem}.webp").write_bytes(shrink(p.read_bytes()))
