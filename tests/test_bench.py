@@ -129,6 +129,17 @@ def test_what_a_benchmark_is_asked_wrongly_is_a_sentence(asked, said):
     assert done.returncode and said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
+def test_what_takes_longest_is_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT/"bench")
+    making = script("making")
+    said = "= slowest 3 durations =\n12.30s call     tests/test_a.py::test_b[x-1]\n0.50s setup    tests/test_a.py::test_c\n4 passed in 13.10s\n"
+    assert making.tests(said) == {"tests/test_a.py::test_b[x-1]": 12.3, "tests/test_a.py::test_c (setup)": .5}
+    for name, said in (("data", {"seconds": 3.}), ("gans", {"minutes": 2})):
+        (tmp_path/f"results/quick/{name}").mkdir(parents=True)
+        (tmp_path/f"results/quick/{name}/metrics.json").write_text(json.dumps(said))
+    assert making.chapters(tmp_path) == {"data": 3.}
+
+
 def test_the_store_whose_memory_is_measured_opens(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(PROJECT/"bench")
     some = simulate_cells(64, (4, 6, 8))
