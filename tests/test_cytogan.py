@@ -27,7 +27,7 @@ def train(name, out, n_epochs=1, **kwargs):
     model = cytogan.CytoGan(name, cells.shape, .06, 5, doses={"latrunculin B": [1.]})
     told = cytogan.conditions(model.doses, cells.table.compound, cells.table.concentration.clip(lower=1e-9)) if model.doses else None
     step = partial(cytogan.step, name=name, **({"told": told} if model.kind in cytogan.PLAIN else {}))
-    fit(model, step, cytogan.optimisers(model, 10.), cells.batches(cells.rows("train"), 6), n_epochs, out, show=False, accelerator="cpu", **kwargs)
+    fit(model, step, cytogan.optimisers(model, 1e-3, 1e-3), cells.batches(cells.rows("train"), 6), n_epochs, out, show=False, accelerator="cpu", **kwargs)
     return model
 
 
@@ -52,7 +52,7 @@ def test_a_vae_learns_to_rebuild(tmp_path):
     cells, before = squares(), cytogan.CytoGan("vae", (16, 16), .25, 8)
     model = cytogan.CytoGan("vae", (16, 16), .25, 8)
     model.load_state_dict(before.state_dict())
-    fit(model, partial(cytogan.step, name="vae"), cytogan.optimisers(model, 5.), cells.batches(cells.rows("train"), 9), 30, tmp_path, show=False, accelerator="cpu")
+    fit(model, partial(cytogan.step, name="vae"), cytogan.optimisers(model, 5e-3), cells.batches(cells.rows("train"), 9), 30, tmp_path, show=False, accelerator="cpu")
     x = np.stack([cells[i] for i in range(len(cells))])/255.
     error = [np.abs(cytogan.sample(m, len(cells), z=cytogan.encode_cells(m, cells, np.arange(len(cells))))/255. - x).mean() for m in (before.eval(), model.eval())]
     assert error[1] < error[0]/3
@@ -62,7 +62,7 @@ def test_began_follows_its_equilibrium():
     "k rises while drawn images are rebuilt better than gamma asks for, and never leaves [0, 1]"
     model, x = cytogan.CytoGan("began", (16, 16), .06, 5), torch.rand(4, 3, 16, 16)
     from lightning.fabric import Fabric
-    fabric, opts = Fabric(accelerator="cpu"), cytogan.optimisers(model, 10.)
+    fabric, opts = Fabric(accelerator="cpu"), cytogan.optimisers(model, 1e-3, 1e-3)
     nets = {k: fabric.setup_module(net) for k, net in model.named_children()}
     for _ in range(3): losses = cytogan.step(nets, opts, {"x": x}, fabric, "began", gamma=5., rate=10.)
     assert model.critics.k == 1 and 0 <= losses["k"] <= 1
