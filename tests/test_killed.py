@@ -53,7 +53,7 @@ def killed(context, work, folder, seconds, group=False):
                 os.killpg(process.pid, signal.SIGKILL) if alone else process.kill()
             process.join()
             yield n
-            n += 1
+            n += process.exitcode == -signal.SIGKILL  # or it was over just then
         else:
             assert process.exitcode == 0
             seconds = min(seconds, time.perf_counter() - began)
