@@ -193,24 +193,26 @@ def test_stem3d_gives_the_numbers_that_it_says():
         assert abs(correlation(seen.numpy(), answer.numpy()) - kept.about.numbers[key]) < 2e-3, key
 
 
-@pytest.mark.skipif("mcf7" not in names() or not os.environ.get("INTEGRATED_CELL_MIRROR"), reason="no real images here")
-def test_mcf7_rebuilds_cells_as_it_says():
-    kept = open_model("mcf7")
+def rebuilds_as_it_says(kept, x, within):
+    (part, model), = kept.items()
+    codes = torch.as_tensor(encode_cells(model, x, np.arange(len(x))))
+    found = np.median(image_correlation(x/255, sample(model, len(x), z=codes)/255).numpy(), 0)
+    assert found == pytest.approx([*kept.about.numbers[f"cytogan_rebuilt_{part}"].values()], abs=within)
+
+
+@pytest.mark.parametrize("name, within", [("mcf7", .01), ("mcf7_bigan", .03)])
+def test_models_of_mcf7_rebuild_cells_as_they_say(name, within):
+    if name not in names() or not os.environ.get("INTEGRATED_CELL_MIRROR"): pytest.skip("no such model, or no real images here")
     said = json.loads((PROJECT/"book/published/real/screen/run.json").read_text())["parameters"]
     cells = crop_cells(fetch("bbbc021_cells"), test_fraction=said["test_fraction"], validation_fraction=said["validation_fraction"])
-    x = np.stack([cells[i] for i in cells.rows("test")[::3]])
-    codes = torch.as_tensor(encode_cells(kept["vae"], x, np.arange(len(x))))
-    found = np.median(image_correlation(x/255, sample(kept["vae"], len(x), z=codes)/255).numpy(), 0)
-    assert found == pytest.approx([*kept.about.numbers["cytogan_rebuilt_vae"].values()], abs=.01)
+    rebuilds_as_it_says(open_model(name), np.stack([cells[i] for i in cells.rows("test")[::3]]), within)
 
 
-@pytest.mark.skipif("screen" not in names(), reason="no such model here")
-def test_screen_rebuilds_new_cells_as_it_says():
-    kept, cells = open_model("screen"), simulate_screen(150, (64, 64), seed=1, test_fraction=0)
-    x = np.stack([cells[i] for i in range(len(cells))])
-    codes = torch.as_tensor(encode_cells(kept["vae"], x, np.arange(len(x))))
-    found = np.median(image_correlation(x/255, sample(kept["vae"], len(x), z=codes)/255).numpy(), 0)
-    assert found == pytest.approx([*kept.about.numbers["cytogan_rebuilt_vae"].values()], abs=.02)
+@pytest.mark.parametrize("name, within", [("screen", .02), ("screen_bigan", .04)])
+def test_models_of_the_screen_rebuild_new_cells_as_they_say(name, within):
+    if name not in names(): pytest.skip("no such model here")
+    cells = simulate_screen(150, (64, 64), seed=1, test_fraction=0)
+    rebuilds_as_it_says(open_model(name), np.stack([cells[i] for i in range(len(cells))]), within)
 
 
 @pytest.mark.parametrize("name, run", [("yeast", "truth"), ("buddingyeast", "real")])
