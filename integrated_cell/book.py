@@ -291,13 +291,13 @@ def kept_book(
 def measured(
     published: Path,  # book/published
 ) -> str:  # Markdown
-    "What each kept run needed: time, the largest memory of a chapter, and on what"
+    "What each kept run needed: time, the largest memory of a chapter, on what, and the day of its latest chapter"
     rows = []
     for p in sorted(published.glob("*/*.yaml")):
         run = made_run(p, p.parent, partly=True)
         took, minutes = list(run["took"].values()), run["values"]["run_hours"]*60
-        memory = max(r["memory_gib"] for r in took)
-        rows.append([f"`{p.stem}`", f"{minutes:.0f} min", f"{memory:.1f} GiB", took[0]["device"], took[0]["date"]])
+        memory, day = (max(r[k] for r in took) for k in ("memory_gib", "date"))
+        rows.append([f"`{p.stem}`", f"{minutes:.0f} min", f"{memory:.1f} GiB", took[0]["device"], day])
     return markdown_table(["config", "time", "memory", "device", "date"], rows)
 
 
