@@ -51,7 +51,7 @@ def made(part, clone):
     if done.returncode: raise SystemExit(f"make {what} failed\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
     longest = chapters(clone) if what == "book" else tests(done.stdout)
     first = sorted(longest, key=longest.get, reverse=True)[:LONGEST]
-    at = dict(part=part, command=f"python bench/making.py --parts '{part}'", commit=commit(ROOT.parent), date=time.strftime("%Y-%m-%d", time.gmtime()))
+    at = dict(part=part, command=f"python bench/making.py --parts '{part}'", commit=commit(clone), date=time.strftime("%Y-%m-%d", time.gmtime()))
     rows = [(f"make {what}", seconds), *((name, longest[name]) for name in first)]
     return [at | dict(what=name, minutes=round(s/60, 2), load=round(load, 1)) for name, s in rows]
 
