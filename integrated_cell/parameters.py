@@ -63,7 +63,7 @@ RANGES = {
     "batch_size encode_batch batch_size_critic n_critic n_filters n_filters_critic watch_every": "[1, inf)",
     "n_latent n_latent_r n_latent_s n_folds n_splits": "[1, inf)",
     "n_layers n_trees n_boot n_samples n_generated n_structures n_rows k k_max restarts window": "[1, inf)",
-    "block depth n_profile n_projected n_turned n_read n_means n_judged n_critic_steps": "[1, inf)",
+    "block depth n_profile n_projected n_turned n_read n_means n_judged n_critic_steps n_perturbed": "[1, inf)",
     "shape": "whole numbers in [1, inf)",
     "sizes snapshots": "whole numbers in [0, inf)",
     "voxel_um": "numbers in (0, inf)",

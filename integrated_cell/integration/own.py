@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -193,14 +194,15 @@ def of_structures(
     raise BadInput(f"this model of flow matching draws {s['n_channels']} channels, given {s['n_reference']}; "
                    "give one that draws a structure, given membrane and DNA")
 
-def _noise(model, n, seed):  # the same in every cell and structure
+def _noise(model, n, seed):  # (n, 1, *shape)
     return torch.randn(n, 1, *model.settings["shape"], generator=torch.Generator().manual_seed(seed))
 
 def _integrated(model, seed, x_r):
     "Membrane, DNA and every structure where it is most probable, or as it is drawn"
     if isinstance(model, Conditional): return np.concatenate([x_r.numpy(), integrate(model, x_r).numpy()], 1)
-    u, n = _noise(of_structures(model), 1, seed).expand(len(x_r), -1, *model.settings["shape"]), len(model.classes)
-    drawn = [flow_matching.draw(model, x_r, torch.full((len(x_r),), c), u) for c in range(n)]
+    n = len(model.classes)  # noise of each cell's own, in whatever order cells come, and of each structure's
+    u = torch.stack([_noise(of_structures(model), n, seed + crc32(x.numpy().tobytes())) for x in x_r], 1)
+    drawn = [flow_matching.draw(model, x_r, torch.full((len(x_r),), c), u[c]) for c in range(n)]
     return torch.cat([x_r, *drawn], 1).numpy()
 
 def integrate_images(

@@ -58,8 +58,8 @@ def log_density(
     signs: Tensor | None = None,  # (m, n, ...) of -1 and 1, m probes of each; None: exact, a pass a dimension
 ) -> Tensor:  # (n,) nats
     "Log-density of data under the flow, by the midpoint rule backwards in time (Chen et al. 2018, eq. 8)"
-    d, total = x[0].numel(), torch.zeros(len(x))
-    probes, weight = (torch.eye(d).view(d, 1, *x.shape[1:]), 1.) if signs is None else (signs, 1/len(signs))
+    d, total = x[0].numel(), torch.zeros(len(x), device=x.device)
+    probes, weight = (torch.eye(d, device=x.device).view(d, 1, *x.shape[1:]), 1.) if signs is None else (signs, 1/len(signs))
     for then, now in pairwise(reversed(stops(n_steps))):
         h, t = then - now, (then + now)/2
         half = x - h/2*velocity(x, min(then, 1 - 1e-4))
@@ -125,7 +125,7 @@ def times(
     t: Tensor,  # (n,) in [0, 1]
     width: int,  # even
 ) -> Tensor:  # (n, width)
-    "Sines and cosines of time, from one period to hundreds (Vaswani et al. 2017, section 3.5)"
+    "Sines and cosines of time, from a sixth of a period to fifty (Vaswani et al. 2017, section 3.5)"
     at = t[:, None]*torch.logspace(0, 2.5, width//2, device=t.device)
     return torch.cat([at.sin(), at.cos()], 1)
 

@@ -217,15 +217,20 @@ def profiles_of(
     return torch.cat(parts).numpy()
 
 
+def _in_disc(stains):  # (n, 3, Y, X) uint8 -> (n, 4, Y, X): what a turned crop shows too, its outline found anew
+    y, x = (np.arange(n) - (n - 1)/2 for n in stains.shape[2:])
+    return with_outline(np.where(np.hypot(y[:, None], x) <= min(stains.shape[2:])/2, stains, 0).astype(np.uint8))
+
+
 def known_again(
     profile,  # (n, 4, Y, X) uint8 -> (n, d): any method's
-    images: np.ndarray,  # (n, 4, Y, X) uint8
+    images: np.ndarray,  # (n, 3 or more, Y, X) uint8, stains first
     degrees: float | np.ndarray,  # by which each cell is turned
 ) -> np.ndarray:  # (n,) bool
-    "Is the profile of a turned cell nearer to its own than to any other cell's? In units of each number's spread"
+    "Is a turned cell's profile nearer to its own than to any other's? In units of each number's spread, within a disc"
     angle = np.broadcast_to(np.asarray(degrees, float), len(images))
-    other = profile(turned(torch.from_numpy(images).float(), angle).round().byte().numpy())
-    first = profile(images)
+    other = turned(torch.from_numpy(images[:, :3]).float(), angle).round().byte().numpy()
+    first, other = (profile(_in_disc(x)) for x in (images[:, :3], other))
     scale = np.maximum(first.std(0), 1e-9)
     apart = np.linalg.norm((other[:, None] - first[None])/scale, axis=2)
     return apart.argmin(1) == np.arange(len(images))
@@ -247,6 +252,7 @@ def learn(
 ) -> tuple[Viewer, pd.DataFrame]:  # in eval mode; a row an epoch
     "A network that has learnt what a cell looks like, however it lay"
     if loss not in LOSSES: raise BadInput(f"the loss '{loss}' is not known; choose {' or '.join(LOSSES)}")
+    if batches.batch_size < 2: raise BadInput("a batch of one cell has no other to be held apart from; give more")
     model = begin(shape, seed=seed, **network)
     opts = {k: torch.optim.Adam(net.parameters(), lr) for k, net in model.named_children()}
     known = None if groups is None else torch.as_tensor(groups)
