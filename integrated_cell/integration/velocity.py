@@ -59,7 +59,8 @@ def log_density(
 ) -> Tensor:  # (n,) nats
     "Log-density of data under the flow, by the midpoint rule backwards in time (Chen et al. 2018, eq. 8)"
     d, total = x[0].numel(), torch.zeros(len(x), device=x.device)
-    probes, weight = (torch.eye(d, device=x.device).view(d, 1, *x.shape[1:]), 1.) if signs is None else (signs, 1/len(signs))
+    alone = torch.eye(d, device=x.device).view(d, 1, *x.shape[1:])  # a dimension each
+    probes, weight = (alone, 1.) if signs is None else (signs, 1/len(signs))
     for then, now in pairwise(reversed(stops(n_steps))):
         h, t = then - now, (then + now)/2
         half = x - h/2*velocity(x, min(then, 1 - 1e-4))
