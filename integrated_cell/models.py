@@ -10,10 +10,11 @@ import json
 import shutil
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import numpy as np
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from safetensors import SafetensorError, safe_open
 
 import integrated_cell
@@ -33,7 +34,7 @@ class About(BaseModel, extra="forbid"):
     name: str
     title: str
     use: str  # what it is for, and what it is not for
-    licence: str = Field(pattern=r"\S")  # of the images that it learnt from
+    licence: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]  # of the images that it learnt from
     learnt_from: str  # what they are
     n_train: int  # cells
     shape: list[int]  # of an image, (Z, Y, X) or (Y, X)
@@ -54,8 +55,8 @@ def _about(folder: Path) -> About:  # read and checked
     except ValidationError as e:
         wrong = e.errors()[0]
         where, found = ".".join(map(str, wrong["loc"])) or "its text", wrong["input"]
-        if where == "format":
-            raise BadInput(f"{folder/'about.json'} is of format {found}, this version reads formats 1 and 2; "
+        if where == "format" and wrong["type"] != "missing":
+            raise BadInput(f"{folder/'about.json'} is of format {found!r}, this version reads formats 1 and 2; "
                            "update integrated_cell, or keep the model anew") from None
         raise BadInput(f"{folder/'about.json'}: {where}: {wrong['msg'].lower()}; restore the file") from None
 
@@ -193,6 +194,7 @@ def _claimed(run, chapter, key):  # a number of a finished chapter, where dots g
 def _described(name, said, run, models) -> dict:  # what about.json is made of
     cells = Cells.open(run/said["cells"]/"cells")
     classes = next((of for m in models.values() if (of := _of(m))), cells.classes)  # a network may know some of them
+    learnt = (cells.table.split == "train") & np.isin(np.asarray(cells.classes)[cells.table.y], classes)
     origin = cells.provenance["source"]
     source = read_source(origin) if origin != "simulated" else None
     if not (licence := source.licence if source else said.get("licence")):
@@ -202,7 +204,7 @@ def _described(name, said, run, models) -> dict:  # what about.json is made of
     numbers = {f"{c}_{k}".replace(".", "_"): _claimed(run, c, k) for c, keys in said["numbers"].items() for k in keys}
     return dict(
         format=2, name=name, title=said["title"], use=said["use"], licence=licence, numbers=numbers, run=run.name,
-        learnt_from=source.title if source else "simulated cells", n_train=int((cells.table.split == "train").sum()),
+        learnt_from=source.title if source else "simulated cells", n_train=int(learnt.sum()),
         shape=list(cells.shape), voxel_um=cells.voxel_um and list(cells.voxel_um), channels=list(cells.channels),
         classes=list(classes), commit=", ".join(sorted({r["commit"] for r in ran.values()})),
         parts={part: type(m).__name__ for part, m in models.items()},

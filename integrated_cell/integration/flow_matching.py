@@ -94,7 +94,7 @@ def step(
     return {"loss_v": loss.detach()}
 
 # %% ../../nbs/548_integration.flow_matching.ipynb #9d04c832
-def _check(model, x_r, y, noise, precision):  # one sentence for what cannot be drawn
+def _check(model, x_r, y, image, precision, batch_size, what):  # one sentence for what cannot be drawn
     s, n = model.settings, len(x_r)
     if tuple(x_r.shape[1:]) != (s["n_reference"], *s["shape"]):
         raise BadInput(f"reference images of shape {tuple(x_r.shape[1:])} do not fit a model for "
@@ -105,9 +105,10 @@ def _check(model, x_r, y, noise, precision):  # one sentence for what cannot be 
     if len(y) != n or n and not (0 <= int(y.min()) and int(y.max()) < len(s["classes"])):
         raise BadInput(f"{n} cells, {len(y)} classes among them {sorted(set(y.tolist()))[:9]}; give each cell one "
                        f"from 0 to {len(s['classes']) - 1}")
-    if noise is not None and tuple(noise.shape) != (n, s["n_channels"], *s["shape"]):
-        raise BadInput(f"noise of shape {tuple(noise.shape)} where {(n, s['n_channels'], *s['shape'])} is drawn; "
-                       "give as many, or leave it out")
+    if image is not None and tuple(image.shape) != (n, s["n_channels"], *s["shape"]):
+        raise BadInput(f"{what} of shape {tuple(image.shape)} where {(n, s['n_channels'], *s['shape'])} is drawn; "
+                       "give one of that shape for every cell")
+    if batch_size < 1: raise BadInput(f"{batch_size} images at once are none; give at least one (batch_size)")
     if precision not in PRECISIONS:
         raise BadInput(f"precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
 
@@ -125,7 +126,7 @@ def draw(
     precision: str = "32-true",  # as of `train.fit`; bf16: twice as fast and more, where there are units for it
 ) -> Tensor:  # (n, c, *shape) in [0, 1], on the CPU
     "Images of given cells and classes"
-    _check(model, x_r, y, noise, precision)
+    _check(model, x_r, y, noise, precision, batch_size, "noise")
     at, s = next(model.parameters()).device, model.settings
     half = torch.autocast(at.type, torch.bfloat16, enabled=precision.startswith("bf16"))
     rng = torch.Generator().manual_seed(seed)
@@ -147,9 +148,9 @@ def noise_of(
     batch_size: int = 32,  # images at once; changes nothing but memory
 ) -> Tensor:  # (n, c, *shape), on the CPU
     "The noise from which the model would have drawn these images"
-    _check(model, x_r, y, x, "32-true")
-    at, parts = next(model.parameters()).device, []
-    for a, r, c in zip(*[p.split(batch_size) for p in (x, x_r, y)]):
+    _check(model, x_r, y, x, "32-true", batch_size, "drawn channels")
+    at, parts = next(model.parameters()).device, [x[:0].cpu()]
+    for a, r, c in zip(*[p.split(batch_size) for p in (x, x_r, y)] if len(x) else ()):
         velocity = model.velocity(r.to(at), c.to(at))
         parts.append(back(velocity, model.scale(a.to(at)), n_steps).cpu())
     return torch.cat(parts)
