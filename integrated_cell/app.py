@@ -108,9 +108,12 @@ def _decode(a):
 def _draw(a):
     from integrated_cell.integration.codes import draw_cells
     from integrated_cell.models import take
-    from integrated_cell.profiling.cytogan import CytoGan, sample
+    from integrated_cell.integration import flow_matching
+    from integrated_cell.profiling import cytogan
     parts, _ = take(a.model)
-    how = dict(seed=a.seed, structure=a.structure, others={CytoGan: (sample, ["dna", "tubulin", "actin"])})
+    whole = {cytogan.CytoGan: cytogan.sample, flow_matching.FlowMatching: flow_matching.sample}
+    others = {kind: (sample, ["dna", "tubulin", "actin"]) for kind, sample in whole.items()}
+    how = dict(seed=a.seed, structure=a.structure, others=others)
     _tell(draw_cells(parts, a.out, a.n, _form(a), **how), [], [])
 
 # %% ../nbs/960_app.ipynb #03166241
@@ -242,7 +245,7 @@ def _own_commands(command):  # what a trained model does with files
             _MODEL, *_IMAGES, ("--out", dict(required=True, metavar="FILE", help="a .parquet, with a row a cell")))
     command("decode", _decode, "Draw codes, as the model sees cells",
             _MODEL, ("codes", dict(help="a .parquet of encode, or a .npy with one z_r a row")), _OUT, _FORMAT)
-    command("draw", _draw, "Draw new cells of a model: of both phases, of GANs, of a CytoGAN",
+    command("draw", _draw, "Draw new cells of a model: of both phases, of GANs, of a CytoGAN, of flow matching",
             _MODEL, _OUT, _FORMAT, n(10, "cells"), _SEED,
             ("--structure", dict(metavar="NAME", help="only this one (default: all that the model knows)")))
 

@@ -305,6 +305,11 @@ def test_flow_matching_goes_through_the_same_doors(tmp_path, capsys):
         assert main([*command, str(tmp_path/"flow"), path, "--out", str(tmp_path/"out")]) == 0
         assert main([*command, str(tmp_path/"screen"), path, "--out", str(tmp_path/"out")]) == 2
         assert one_sentence(err := capsys.readouterr().err) and "draws 3 channels, given 0" in err
+    assert main(["draw", str(tmp_path/"screen"), "-n", "1", "--structure", "DMSO", "--out", str(tmp_path/"new")]) == 0
+    assert BioImage(tmp_path/"new/DMSO_0.drawn.ome.tif").channel_names == ["dna", "tubulin", "actin"]
+    for of, more, words in (("screen", ["--structure", "taxol"], "choose from DMSO"), ("flow", [], "given 2 channels")):
+        assert main(["draw", str(tmp_path/of), *more, "--out", str(tmp_path/"new")]) == 2
+        assert one_sentence(err := capsys.readouterr().err) and words in err
     made = BioImage(tmp_path/"out/a.integrated.ome.tif").data[0]
     x_r = torch.from_numpy(cell[None].astype(np.float32)/255)
     own = torch.Generator().manual_seed(crc32(x_r.numpy().tobytes()))  # noise of this cell, a draw of it a structure

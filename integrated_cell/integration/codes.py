@@ -209,10 +209,13 @@ def _of_gans(models, prior, n, seed, structure):
         for i, x in enumerate(images): yield f"{protein or 'cell'}_{i}", names, x
 
 def _of_others(sample, channels):
-    "Cells of another kind of model, which draws no structure by name"
+    "Cells of another kind of model; one that knows classes draws some of each"
     def way(models, prior, n, seed, structure):
-        _require_known(structure, [])
-        for i, x in enumerate(sample(models[0], n, seed)): yield f"cell_{i}", channels, x/255
+        model, classes = models[0], getattr(models[0], "classes", [])
+        _require_known(structure, classes)
+        for c in [structure] if structure else classes or [""]:
+            images = sample(model, n, seed, classes.index(c)) if c else sample(model, n, seed)
+            for i, x in enumerate(images): yield f"{c or 'cell'}_{i}", channels, x/255
     return way
 
 # %% ../../nbs/690_integration.codes.ipynb #54014030
