@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import pandas as pd
 import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -242,7 +243,8 @@ def keep_model(
     with whole(root/"models"/name) as new:
         for part, folder in said["parts"].items():
             save(models[part], new/part, light=True, beside=_shared(part, models))
-            if (run/folder/"history.csv").is_file(): shutil.copy(run/folder/"history.csv", new/part)
+            if (run/folder/"history.csv").is_file():
+                pd.read_csv(run/folder/"history.csv").to_csv(new/part/"history.csv", index=False, float_format="%.6g")
         write_json(new/"about.json", about.model_dump())
     return root/"models"/name
 
