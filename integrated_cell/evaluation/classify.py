@@ -26,6 +26,8 @@ from torch.nn import functional as F
 from ..claims import mean_interval, wilson
 from .metrics import in_batches
 from ..simulation.stem import expected_cell
+from ..training.convolve import CONV
+from ..training.networks import NORM
 from ..training.train import fit
 
 # %% ../../nbs/430_evaluation.classify.ipynb #9377b83c
@@ -205,7 +207,7 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         self.settings = dict(shape=list(shape), n_classes=n_classes, n_channels=n_channels, width=width)
-        conv, norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[len(shape)]
+        conv, norm = CONV[len(shape)], NORM[len(shape)]
         c = [n_channels, *[max(int(k*width), 4) for k in (32, 64, 128, 256)]]
         layers = [nn.Sequential(conv(a, b, k, stride=2, padding=k//2, bias=False), norm(b), nn.ReLU())
                   for a, b, k in zip(c, c[1:], [5, 3, 3, 3])]

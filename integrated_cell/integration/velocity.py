@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..results import BadInput
+from ..training.convolve import CONV
 
 # %% ../../nbs/545_integration.velocity.ipynb #7bb40836
 def stops(n_steps: int) -> list[float]:  # n_steps + 1 times from 0 to 1, dense at both ends
@@ -71,9 +72,6 @@ def log_density(
     return -x.square().flatten(1).sum(1)/2 - d*math.log(2*math.pi)/2 - total
 
 # %% ../../nbs/545_integration.velocity.ipynb #eb890a29
-_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-
-
 def fold(
     x: Tensor,  # (n, c, *shape), sides that `size` divides
     size: int,  # of a block
@@ -109,7 +107,7 @@ class Block(nn.Module):
         n_dims: int,  # 2 or 3
     ):
         super().__init__()
-        conv = _CONV[n_dims]
+        conv = CONV[n_dims]
         self.first, self.norm = conv(n_in, n_out, 3, padding=1), _groups(n_out)
         self.second, self.of_known = conv(n_out, n_out, 3, padding=1), nn.Linear(n_known, 2*n_out)
         self.way = conv(n_in, n_out, 1) if n_in != n_out else nn.Identity()
@@ -144,7 +142,7 @@ class Velocity(nn.Module):
     ):
         super().__init__()
         self.block, of_block, n_known = block, block**n_dims, 4*width
-        c, conv = [width*2**k for k in range(depth)], _CONV[n_dims]
+        c, conv = [width*2**k for k in range(depth)], CONV[n_dims]
         self.of_class = nn.Embedding(n_classes, n_known)
         self.of_time = nn.Sequential(nn.Linear(width, n_known), nn.SiLU(), nn.Linear(n_known, n_known))
         self.first = conv((n_channels + n_reference)*of_block, width, 3, padding=1)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..results import BadInput
+from ..training.convolve import CONV
 
 # %% ../../nbs/810_profiling.profiler.ipynb #9fb5a71a
 def levels(
@@ -32,7 +33,7 @@ def _conv(i, o, stride, norm, act):
     "A convolution of 5 x 5, its batch norm, its bend: a leak of 0.2 (the original code)"
     scaled = nn.BatchNorm2d(o) if norm else nn.Identity()
     bend = act(.2) if act is nn.LeakyReLU else act()
-    return nn.Sequential(nn.Conv2d(i, o, 5, stride, 2, bias=not norm), scaled, bend)
+    return nn.Sequential(CONV[2](i, o, 5, stride, 2, bias=not norm), scaled, bend)
 
 # %% ../../nbs/810_profiling.profiler.ipynb #e916feb6
 class Body(nn.Module):
@@ -78,7 +79,7 @@ class Gen(nn.Module):
         self.seed_shape, f = (filters[0], *sides[0]), (filters[0], *filters)
         self.seed = nn.Linear(n_latent + n_condition, self.seed_shape[0]*sides[0][0]*sides[0][1])
         self.convs = nn.ModuleList(_conv(i, o, 1, norm, act) for i, o in zip(f, f[1:]))
-        self.last = nn.Conv2d(f[-1], n_channels, 5, 1, 2)
+        self.last = CONV[2](f[-1], n_channels, 5, 1, 2)
     def forward(self,
         z: Tensor,  # (n, n_latent)
         condition: Tensor | None = None,  # (n, n_condition)

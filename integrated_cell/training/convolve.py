@@ -164,19 +164,33 @@ def _apply(layer, f, x, *shape):  # with autocast's type, and the bias
 def _last(x):  # PyTorch's own layers are faster so
     return x.to(torch.bfloat16, memory_format=torch.channels_last_3d) if x.ndim == 5 and _half(x) else x
 
+def _narrow(layer, x):
+    "Is the image, or what comes of it, narrower than the kernel?"
+    sides, k = x.shape[2:], layer.kernel_size
+    plan = zip(sides, k, layer.stride, layer.padding)
+    after = [(s - 1)*t - 2*p + n if layer.transposed else (s + 2*p - n)//t + 1 for s, n, t, p in plan]
+    return any(min(s, a) < n for s, a, n in zip(sides, after, k))
+
+def _whole(layer, x):
+    "In single precision, given back in half"
+    w, b = (p if p is None else p.float() for p in (layer.weight, layer.bias))
+    plan = layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups
+    with torch.autocast("cpu", enabled=False): return torch.convolution(x.float(), w, b, *plan).to(torch.bfloat16)
+
 def _conv(kind):
     class Conv(kind):
         def forward(self, x):
             rows = len(x)*torch.Size([s//2 for s in x.shape[2:]]).numel()
-            return _apply(self, Down, x) if _pays(self, x, rows) else super().forward(_last(x))
+            if _pays(self, x, rows): return _apply(self, Down, x)
+            return _whole(self, x) if _half(x) and _narrow(self, x) else super().forward(_last(x))
     return Conv
 
 def _conv_t(kind):
     class ConvT(kind):
-        def forward(self, y, output_size=None):
-            pays = output_size is None and _pays(self, y, y.numel()//y.shape[1])
-            if not pays: return super().forward(_last(y), output_size)
-            return _apply(self, Up, y, tuple(2*s + p for s, p in zip(y.shape[2:], self.output_padding)))
+        def forward(self, y):
+            if _pays(self, y, y.numel()//y.shape[1]):
+                return _apply(self, Up, y, tuple(2*s + p for s, p in zip(y.shape[2:], self.output_padding)))
+            return _whole(self, y) if _half(y) and _narrow(self, y) else super().forward(_last(y))
     return ConvT
 
 CONV = {2: _conv(nn.Conv2d), 3: _conv(nn.Conv3d)}
