@@ -161,8 +161,9 @@ def _apply(layer, f, x, *shape):  # with autocast's type, and the bias
     with torch.autocast("cpu", enabled=False): y = f.apply(x, w, *shape)
     return y if layer.bias is None else y + layer.bias.to(y.dtype).view(-1, *[1]*(y.ndim - 2))
 
-def _last(x):  # PyTorch's own layers are faster so
-    return x.to(torch.bfloat16, memory_format=torch.channels_last_3d) if x.ndim == 5 and _half(x) else x
+def _last(layer, x):  # PyTorch's own layers of size 4 are faster so
+    cast = x.ndim == 5 and _half(x) and set(layer.kernel_size) == {4}
+    return x.to(torch.bfloat16, memory_format=torch.channels_last_3d) if cast else x
 
 def _narrow(layer, x):
     "Is the image, or what comes of it, narrower than the kernel?"
@@ -182,7 +183,7 @@ def _conv(kind):
         def forward(self, x):
             rows = len(x)*torch.Size([s//2 for s in x.shape[2:]]).numel()
             if _pays(self, x, rows): return _apply(self, Down, x)
-            return _whole(self, x) if _half(x) and _narrow(self, x) else super().forward(_last(x))
+            return _whole(self, x) if _half(x) and _narrow(self, x) else super().forward(_last(self, x))
     return Conv
 
 def _conv_t(kind):
@@ -190,7 +191,7 @@ def _conv_t(kind):
         def forward(self, y):
             if _pays(self, y, y.numel()//y.shape[1]):
                 return _apply(self, Up, y, tuple(2*s + p for s, p in zip(y.shape[2:], self.output_padding)))
-            return _whole(self, y) if _half(y) and _narrow(self, y) else super().forward(_last(y))
+            return _whole(self, y) if _half(y) and _narrow(self, y) else super().forward(_last(self, y))
     return ConvT
 
 CONV = {2: _conv(nn.Conv2d), 3: _conv(nn.Conv3d)}
