@@ -166,11 +166,11 @@ def _last(layer, x):  # PyTorch's own layers of size 4 are faster so
     return x.to(torch.bfloat16, memory_format=torch.channels_last_3d) if cast else x
 
 def _narrow(layer, x):
-    "Is the image, or what comes of it, narrower than the kernel?"
+    "Is the image, or what comes of it, narrower than the kernel (in 2D, one pixel narrow)?"
     sides, k = x.shape[2:], layer.kernel_size
     plan = zip(sides, k, layer.stride, layer.padding)
     after = [(s - 1)*t - 2*p + n if layer.transposed else (s + 2*p - n)//t + 1 for s, n, t, p in plan]
-    return any(min(s, a) < n for s, a, n in zip(sides, after, k))
+    return any(min(s, a) < (n if len(k) == 3 else min(n, 2)) for s, a, n in zip(sides, after, k))
 
 def _whole(layer, x):
     "In single precision, given back in half"
