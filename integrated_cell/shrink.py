@@ -66,16 +66,19 @@ def shrink(
 
 # %% ../nbs/080_shrink.ipynb #f1d5000b
 _ADDRESS = re.compile(r"data:image(/|\\u002f)png;base64,((?:[A-Za-z0-9+=/]|\\u002f)+)")
+_EACH = re.compile(r"(?:#(T_[0-9a-f]+)_row\d+_col\d+(?:, )?)+")  # cells of a table, each by its name
+_NAME = re.compile(r'(?<=<t[dh]) id="T_[^"]*"| class="data[^"]*"(?=[^<>]*>)')
 
 
 def shrink_html(
     html: str,
 ) -> str:
-    "The same page with smaller pictures"
+    "The same page with smaller pictures; cells of a table that all look alike have no names"
     def smaller(m):
         file = shrink(base64.b64decode(m[2].replace(r"\u002f", "/")))
         return f"data:image{m[1]}webp;base64,{base64.b64encode(file).decode().replace('/', m[1])}"
-    return _ADDRESS.sub(smaller, html)
+    html = _ADDRESS.sub(smaller, html)
+    return _NAME.sub("", _EACH.sub(r"#\1 td", html)) if len(_EACH.findall(html)) == 1 else html
 
 # %% ../nbs/080_shrink.ipynb #fa983410
 def shrink_outputs(

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -16,6 +17,7 @@ from integrated_cell.data.manifest import fetch
 from integrated_cell.data.plates import crop_cells
 from integrated_cell.data.prepare import hela_cells
 from integrated_cell.evaluation.metrics import image_correlation
+from integrated_cell.integration.flow_matching import watching
 from integrated_cell.integration.integrate import integrate
 from integrated_cell.integration.conditional import Conditional
 from integrated_cell.integration.prior import Flow
@@ -201,12 +203,23 @@ def rebuilds_as_it_says(kept, x, within):
     assert found == pytest.approx([*kept.about.numbers[f"cytogan_rebuilt_{part}"].values()], abs=within)
 
 
-@pytest.mark.parametrize("name, within", [("mcf7", .01), ("mcf7_bigan", .03)])
-def test_models_of_mcf7_rebuild_cells_as_they_say(name, within):
-    if name not in names() or not os.environ.get("INTEGRATED_CELL_MIRROR"): pytest.skip("no such model, or no real images here")
+@pytest.fixture(scope="module")
+def mcf7():
+    "The real cells as the published run has them"
+    if not os.environ.get("INTEGRATED_CELL_MIRROR"): pytest.skip("no real images here")
     said = json.loads((PROJECT/"book/published/real/screen/run.json").read_text())["parameters"]
-    cells = crop_cells(fetch("bbbc021_cells"), test_fraction=said["test_fraction"], validation_fraction=said["validation_fraction"])
-    rebuilds_as_it_says(open_model(name), np.stack([cells[i] for i in cells.rows("test")[::3]]), within)
+    return crop_cells(fetch("bbbc021_cells"), test_fraction=said["test_fraction"], validation_fraction=said["validation_fraction"])
+
+
+def test_mcf7_rebuilds_cells_as_it_says(mcf7):
+    if "mcf7" not in names(): pytest.skip("no such model here")
+    rebuilds_as_it_says(open_model("mcf7"), np.stack([mcf7[i] for i in mcf7.rows("test")[::3]]), .01)
+
+
+def test_flow_matching_of_mcf7_errs_as_at_the_end_of_its_training(mcf7):
+    if "mcf7_flow" not in names(): pytest.skip("no such model here")
+    ended = pd.read_csv(PROJECT/"models/mcf7_flow/flow/history.csv").validation.dropna().iloc[-1]
+    assert watching(mcf7, [0, 1, 2], [])(open_model("mcf7_flow")["flow"]) == pytest.approx(ended, rel=2e-3)
 
 
 @pytest.mark.parametrize("name, within", [("screen", .02), ("screen_bigan", .04)])

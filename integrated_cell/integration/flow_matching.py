@@ -179,7 +179,7 @@ def watching(
     seed: int = 0,
 ) -> Callable | None:  # watch(model) -> squared error of the velocity; None: no validation cells
     "How far the mean weights are from the straight ways to validation cells"
-    rows, y = cells.rows("validation"), torch.as_tensor(cells.table.y.to_numpy())
+    rows, y = cells.rows("validation"), torch.tensor(cells.table.y.to_numpy())
     def watch(model: FlowMatching) -> float:
         rng, at, done = torch.Generator().manual_seed(seed), next(model.parameters()).device, iter(rows)
         def off(x):
