@@ -40,12 +40,14 @@ def chosen(
     said: str,  # a parameter: names, comma-separated; empty: all
     known: Sequence[str],
     what: str,  # for the sentence, e.g. "model of the chapter gans"
+    one: bool = False,  # a single name is asked for
 ) -> list[str]:
     "Names that a run asks for, each known"
     asked, known = listed(said), list(known)
     if not known: raise BadInput(f"there is no {what}; the chapters before this one gave none")
     for s in asked:
         if s not in known: raise BadInput(f"'{s}' is no {what}; choose from {', '.join(known)}")
+    if one and len(asked) > 1: raise BadInput(f"'{said}' names {len(asked)}; give one {what}")
     return asked or known
 
 # %% ../nbs/970_chapter.ipynb #e889b153
