@@ -95,8 +95,8 @@ def duel(
     one: str,  # a value of `on`
     other: str,
 ) -> pd.DataFrame:  # what, ahead (one, other, or "neither"), sure (do the intervals part them?), told (have both one?)
-    "Which of two is ahead in every number that both have"
-    rows = []
+    "Which of two is ahead in every number that both have; by their difference where one was taken on the same cells"
+    rows, gaps = [], met[met.low.notna() & (met.on == one)]
     for what, t in met[met.value.notna()].groupby("what", sort=False):
         t = t.set_index("on")
         if not {one, other} <= set(t.index): continue
@@ -104,7 +104,10 @@ def duel(
         a, b = t.loc[one], t.loc[other]
         ahead = "neither" if a.value == b.value else one if sign*(a.value - b.value) > 0 else other
         told = bool(t.low.notna().all())
-        rows.append((what, ahead, told and bool(a.low > b.high or b.low > a.high), told))
+        sure = told and bool(a.low > b.high or b.low > a.high)
+        for gap in gaps[gaps.what.str.startswith(f"{what}, {other} minus {one}")].itertuples():  # more than 0: `one`
+            ahead, sure = one if gap.value > 0 else other, gap.low > 0 or gap.high < 0
+        rows.append((what, ahead, sure, told))
     return pd.DataFrame(rows, columns=["what", "ahead", "sure", "told"])
 
 # %% ../nbs/060_aims.ipynb #9f26eef6
