@@ -89,10 +89,11 @@ def _encode(a):
     from integrated_cell.integration.conditional import Conditional
     from integrated_cell.models import part_of, take
     from integrated_cell.profiling.cytogan import CytoGan
+    from integrated_cell.profiling.views import Viewer
     if not a.out.endswith(".parquet"):
         raise BadInput(f"--out {a.out}: codes go into a parquet; end its name in .parquet")
     parts, source = take(a.model)
-    of_screen = next((m for m in parts.values() if isinstance(m, CytoGan)), None)
+    of_screen = next((m for m in parts.values() if isinstance(m, (CytoGan, Viewer))), None)
     if of_screen is not None: return _profile(a, of_screen, source)
     model, rows, left_out, notes = part_of(parts, source, Conditional, do="encode structures"), _own_rows(a), [], []
     _tell([write_codes(a.out, encode_images(rows, model, source, left_out, notes))], left_out, notes)

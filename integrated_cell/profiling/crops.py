@@ -15,6 +15,7 @@ import pandas as pd
 from ..data.image import channel_choice, image_name, is_pattern, read_image
 from ..data.plates import CHANNELS, luminance
 from .cytogan import CytoGan, profile_cells
+from .views import Viewer, profiles_of, with_outline
 from ..results import BadInput
 
 # %% ../../nbs/835_profiling.crops.ipynb #72834ebf
@@ -36,11 +37,11 @@ def read_crop(
 # %% ../../nbs/835_profiling.crops.ipynb #49391715
 def profile_images(
     paths: Sequence[str | Path],  # a crop each
-    model: CytoGan,
+    model: CytoGan | Viewer,  # in eval mode
     left_out: list[str] | None = None,  # gets a sentence for each crop that cannot be used; None: the first is raised
     **said: str | None,  # channels, axes, scene: of `read_crop`
 ) -> pd.DataFrame:  # a row a crop: cell, path, and profile_0, profile_1, ...
-    "The profile of each crop (CytoGAN, sections 3 and 5)"
+    "The profile of each crop (CytoGAN, sections 3 and 5), or by a network that knows no angle (room `views`)"
     found, which = [], []
     for path in map(str, paths):
         if is_pattern(path) or path.lower().endswith(".csv"):
@@ -52,5 +53,7 @@ def profile_images(
             continue
         found.append(crop); which.append(dict(cell=image_name(path), path=path))
     if not found: raise BadInput(left_out[0] if left_out else "no crop is given; name at least one file")
-    numbers = profile_cells(model, np.stack(found), np.arange(len(found)))
+    crops = np.stack(found)
+    numbers = (profiles_of(model, with_outline(crops)) if isinstance(model, Viewer)
+               else profile_cells(model, crops, np.arange(len(crops))))
     return pd.concat([pd.DataFrame(which), pd.DataFrame(numbers).add_prefix("profile_")], axis=1)
