@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from integrated_cell.integration.conditional import Conditional
 from integrated_cell.integration.prior import Flow
 from integrated_cell.models import keep_model, kept_table, lay, names, open_model, part_of, take
 from integrated_cell.profiling.cytogan import CytoGan, encode_cells, sample
+from integrated_cell.profiling.views import known_again, profiles_of
 from integrated_cell.results import BadInput, write_json
 from integrated_cell.simulation.screen import simulate_screen
 from integrated_cell.simulation.stem import draw_table, image_cell, simulate_cells
@@ -222,11 +224,19 @@ def test_flow_matching_of_mcf7_errs_as_at_the_end_of_its_training(mcf7):
     assert watching(mcf7, [0, 1, 2], [])(open_model("mcf7_flow")["flow"]) == pytest.approx(ended, rel=2e-3)
 
 
-@pytest.mark.parametrize("name, within", [("screen", .02), ("screen_bigan", .04)])
-def test_models_of_the_screen_rebuild_new_cells_as_they_say(name, within):
-    if name not in names(): pytest.skip("no such model here")
+def test_views_of_mcf7_know_turned_cells_again_as_their_page_says(mcf7):
+    if "mcf7_views" not in names(): pytest.skip("no such model here")
+    page = json.loads((PROJECT/"book/published/real/views/metrics.json").read_text())
+    few, kept = np.stack([mcf7[i] for i in mcf7.rows("test")[:page["n_turned"]]]), open_model("mcf7_views")
+    for key, part in (("cell", "views"), ("treatment", "views with weak labels")):
+        found = known_again(partial(profiles_of, kept[part]), few, page["degrees"]).mean()
+        assert found == pytest.approx(kept.about.numbers[f"views_again_{key}"]["value"], abs=.01)
+
+
+def test_the_model_of_the_screen_rebuilds_new_cells_as_it_says():
+    if "screen" not in names(): pytest.skip("no such model here")
     cells = simulate_screen(150, (64, 64), seed=1, test_fraction=0)
-    rebuilds_as_it_says(open_model(name), np.stack([cells[i] for i in range(len(cells))]), within)
+    rebuilds_as_it_says(open_model("screen"), np.stack([cells[i] for i in range(len(cells))]), .02)
 
 
 @pytest.mark.parametrize("name, run", [("yeast", "truth"), ("buddingyeast", "real")])
