@@ -96,9 +96,11 @@ def agreements(
     n_boot: int = 500,
     seed: int = 0,
     against: str | None = None,  # name of a profile: columns gain, gain_low, gain_high say how far each is ahead of it
+    asked: np.ndarray | None = None,  # (n,) bool: cells that are judged, the others only teach; None: all
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # method, value, low, high, n; and the values plate by plate, a row a method
     "Several profiles asked the same of held-out plates; methods that no plate can judge are left out"
     scores = {name: held_out_scores(x, truth, plates, strength) for name, x in features.items()}
+    if asked is not None: scores = {name: np.where(asked, s, np.nan) for name, s in scores.items()}
     found = {name: plate_agreement(s, truth, plates, groups, n_boot, seed) for name, s in scores.items()}
     if against:
         for name, s in scores.items():
